@@ -1,0 +1,281 @@
+"""The settings: from the environment (EXPIRER_...) or as flags, checked before anything is touched."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "EXPIRER_"
+
+# Kubernetes and Docker links describe a service called "expirer" to its neighbours in these variables.
+_SERVICE_LINK = re.compile(
+    r"EXPIRER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+_UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
+_MS = timedelta(milliseconds=1)
+
+
+class ConfigurationError(Exception):
+    """Say in one line each what is wrong with the settings; nothing has been touched."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def parse_duration(value: object) -> object:
+    """Read `250ms`, `5s`, `15m`, `24h`, `7d` or plain seconds; raise ValueError for anything else."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d")
+    return timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
+
+
+def to_ms(duration: timedelta) -> int:
+    """Return whole milliseconds."""
+    return duration // _MS
+
+
+def _forever(value: object) -> object:
+    return None if value == "forever" else parse_duration(value)
+
+
+def _words(value: object) -> object:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_CENTURY = timedelta(days=36500)
+
+
+class Settings(BaseSettings):
+    """Every setting of the sidecar. A field `name` is the variable `EXPIRER_NAME` and the flag `--name`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        validation_alias=AliasChoices("EXPIRER_REDIS_URL", "REDIS_URL"),
+        description="redis://, rediss:// or unix:// address; also read from REDIS_URL",
+    )
+    redis_password_file: Path | None = Field(
+        None, description="file that holds the password, such as a mounted secret"
+    )
+    namespace: str = Field("inventory", description="hash tag of every key")
+    shards: int = Field(1, ge=1, le=1024, description="hash tags to spread over")
+    interval: Duration = Field(
+        timedelta(seconds=60),
+        ge=timedelta(milliseconds=10),
+        le=timedelta(hours=24),
+        description="longest time between two ticks",
+    )
+    batch_size: int = Field(
+        100, ge=1, le=1000, description="most reservations in one atomic script; bounds how long it holds Redis"
+    )
+    resolution: Duration = Field(
+        timedelta(milliseconds=50),
+        ge=timedelta(milliseconds=1),
+        le=timedelta(hours=1),
+        description="shortest time between two ticks",
+    )
+    default_duration: Duration = Field(
+        timedelta(minutes=15),
+        ge=timedelta(milliseconds=1),
+        le=_CENTURY,
+        description="how long a reservation lasts when reserve is not told",
+    )
+    grace: Duration = Field(
+        timedelta(0),
+        ge=timedelta(0),
+        le=timedelta(days=30),
+        description="extra time after ExpiresAt, for payments in flight",
+    )
+    retention: Annotated[timedelta | None, BeforeValidator(_forever)] = Field(
+        timedelta(hours=24),
+        ge=timedelta(0),
+        le=_CENTURY,
+        description="how long an ended reservation stays readable; 0 deletes it, forever keeps it",
+    )
+    events_maxlen: int = Field(
+        100_000, ge=0, le=2**53, description="approximate length of the event stream; 0 writes none"
+    )
+    clock: Literal["server", "worker"] = Field(
+        "server", description="whose clock decides; worker where the host forbids TIME in scripts"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, JSON otherwise"
+    )
+
+    index_key: str | None = Field(
+        None, min_length=1, description="the index; default {namespace}:reservations"
+    )
+    reservation_prefix: str | None = Field(
+        None, description="+ reservation id; default {namespace}:reservation:"
+    )
+    stock_prefix: str | None = Field(None, description="+ product id; default {namespace}:stock:")
+    events_key: str | None = Field(
+        None, min_length=1, description="the event stream; default {namespace}:expired"
+    )
+    field_order_id: str = Field("order_id", description="field of the reservation; empty: not kept")
+    field_product_id: str = Field("product_id", min_length=1, description="field of the reservation")
+    field_quantity: str = Field("quantity", min_length=1, description="field of the reservation")
+    field_status: str = Field(
+        "status", description="field of the reservation; empty: not kept, and retention must be 0"
+    )
+    field_expires_at: str = Field("expires_at", description="field of the reservation; empty: not kept")
+    field_available: str = Field("available", description="field of the stock; empty: not kept")
+    field_reserved: str = Field("reserved", description="field of the stock; empty: not kept")
+    status_active: str = Field("Active", min_length=1, description="status of a reservation that holds units")
+    status_expired: str = Field("Expired", min_length=1, description="status that expiry writes")
+    status_ended: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        ("Confirmed", "Released"),
+        description="other status words, comma-separated, in any case; an unknown word is quarantined",
+    )
+    score_unit: Literal["ms", "s"] = Field("ms", description="unit of the score and of expires_at")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("is not an address such as redis://host:6379/0, rediss://… or unix:///path")
+        return url
+
+    @field_validator("redis_password_file")
+    @classmethod
+    def _check_redis_password_file(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        return path
+
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, namespace: str) -> str:
+        if not namespace or set(namespace) & set("{}"):
+            raise ValueError(f"{namespace!r} must be one or more characters other than {{ and }}")
+        return namespace
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.resolution > self.interval:
+            raise ValueError(
+                f"EXPIRER_RESOLUTION ({self.resolution.total_seconds():g}s) is longer than"
+                f" EXPIRER_INTERVAL ({self.interval.total_seconds():g}s)"
+            )
+        custom = [name for name in _KEY_SETTINGS if getattr(self, name) is not None]
+        if self.shards > 1 and custom:
+            raise ValueError(
+                f"EXPIRER_SHARDS={self.shards} cannot be combined with {variable(custom[0])}:"
+                " a custom name belongs to one shard"
+            )
+        if not self.field_available and not self.field_reserved:
+            raise ValueError(
+                "EXPIRER_FIELD_AVAILABLE and EXPIRER_FIELD_RESERVED are both empty:"
+                " expiry would have no counter to give units back to"
+            )
+        if not self.field_status and self.retention != timedelta(0):
+            raise ValueError(
+                "EXPIRER_FIELD_STATUS is empty, so an expired reservation would look active:"
+                " set EXPIRER_RETENTION=0 to delete it instead"
+            )
+        for group in (_RESERVATION_FIELDS, ("field_available", "field_reserved")):
+            seen: dict[str, str] = {}
+            for name in group:
+                field = getattr(self, name)
+                if field and field in seen:
+                    raise ValueError(f"{variable(seen[field])} and {variable(name)} are both {field!r}")
+                seen[field] = name
+        words = [self.status_active.lower(), self.status_expired.lower()]
+        for word in (word.lower() for word in self.status_ended):
+            if word in words:
+                raise ValueError(f"EXPIRER_STATUS_ENDED repeats {word!r}, the active or the expired status")
+        if words[0] == words[1]:
+            raise ValueError("EXPIRER_STATUS_ACTIVE and EXPIRER_STATUS_EXPIRED are the same word")
+        return self
+
+    @property
+    def is_custom_layout(self) -> bool:
+        """Whether any name, field, status word or unit differs from the project's own contract."""
+        return any(getattr(self, name) != type(self).model_fields[name].default for name in LAYOUT)
+
+
+_KEY_SETTINGS = ("index_key", "reservation_prefix", "stock_prefix", "events_key")
+_RESERVATION_FIELDS = (
+    "field_order_id",
+    "field_product_id",
+    "field_quantity",
+    "field_status",
+    "field_expires_at",
+)
+LAYOUT = (
+    *_KEY_SETTINGS,
+    *_RESERVATION_FIELDS,
+    "field_available",
+    "field_reserved",
+    "status_active",
+    "status_expired",
+    "status_ended",
+    "score_unit",
+)
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def load(flags: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings; a flag wins over its variable.
+
+    Raises:
+        ConfigurationError: a variable is misspelt, or a value is out of bounds.
+
+    """
+    flags = dict(flags or {})
+    known = {variable(name) for name in Settings.model_fields}
+    problems = []
+    for name in os.environ:
+        upper = name.upper()
+        if upper.startswith(PREFIX) and upper not in known and not _SERVICE_LINK.fullmatch(upper):
+            nearest = difflib.get_close_matches(upper, known, n=1, cutoff=0)[0]
+            problems.append(f"{name} is not a setting; the nearest is {nearest}")
+    if problems:
+        raise ConfigurationError(problems)
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]  # the model converts and checks the text
+    except ValidationError as error:
+        raise ConfigurationError([_problem(dict(detail), flags) for detail in error.errors()]) from None
+
+
+def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    name = str(detail["loc"][0]).removeprefix(PREFIX).lower()
+    label = "--" + name.replace("_", "-") if name in flags else variable(name)
+    value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={detail['input']}"
+    return f"{label}{value}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,280 @@
+"""Decides when: `tick` does one pass over the shards and never sleeps, `run` sleeps and does no work."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from queue import Empty, SimpleQueue
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import RedisError, WatchError
+from structlog.typing import FilteringBoundLogger
+
+import expirer
+from expirer.connect import location, redact
+from expirer.expiry import Batch, Expiry, Pause, worker_clock
+from expirer.keys import shard_keys
+from expirer.settings import LAYOUT, Settings, to_ms
+from expirer.wake import WakeListener
+
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+"""An outage longer than this must not add an interval of lateness to its own length."""
+
+_STOP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What one pass did: reservations by outcome, units given back, and what stood in the way."""
+
+    expired: int = 0
+    units: int = 0
+    skipped: int = 0
+    rescheduled: int = 0
+    quarantined: int = 0
+    overdue: int = 0
+    """Left in the index: a stop or a pause came first."""
+    paused: int = 0
+    """Shards."""
+    conflicts: int = 0
+    errors: int = 0
+
+    def __add__(self, other: Tick) -> Tick:
+        return Tick(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+class _Shard:
+    """One shard's expiry, and when it is looked at next (monotonic seconds)."""
+
+    def __init__(self, number: int, expiry: Expiry) -> None:
+        self.number = number
+        self.expiry = expiry
+        self.wake_at = 0.0
+        self.swept_at = 0.0
+        self.failures = 0
+        self.pause: Pause | None = None
+        self.is_wake_pending = False
+
+
+class Worker:
+    """Expires what is due on every shard, again and again.
+
+    Args:
+        now_ms: the clock, Unix ms; None obeys `settings.clock`.
+
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        settings: Settings,
+        log: FilteringBoundLogger,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        self._client = client
+        self._settings = settings
+        self._log = log.bind(worker=self.id)
+        if now_ms is None and settings.clock == "worker":
+            now_ms = worker_clock
+        self._channels = [keys.wake for keys in shard_keys(settings)]
+        self._shards = [
+            _Shard(number, Expiry(client, settings, keys, self.id, now_ms))
+            for number, keys in enumerate(shard_keys(settings))
+        ]
+        self._signals: SimpleQueue[int] = SimpleQueue()
+        self._is_stopping = False
+        self._done = Tick()
+
+    def run(self) -> None:
+        """Tick until stopped; no error of Redis ends it."""
+        settings = self._settings
+        self._log.info(
+            "job_started",
+            version=expirer.__version__,
+            redis=location(settings),
+            namespace=settings.namespace,
+            shards=settings.shards,
+            interval_ms=to_ms(settings.interval),
+            batch_size=settings.batch_size,
+            layout=_describe_layout(settings),
+        )
+        self._warn_of_eviction()
+        listener = WakeListener(self._client, self._channels, self._wake)
+        listener.start()
+        try:
+            while not self._is_stopping:
+                now = time.monotonic()
+                self._done += self._sweep_all(shard for shard in self._shards if shard.wake_at <= now)
+                self._sleep()
+        finally:
+            listener.stop()
+            self._log.info("job_stopped", expired=self._done.expired, units=self._done.units)
+
+    def stop(self) -> None:
+        """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
+        self._is_stopping = True
+        self._signals.put(_STOP)  # Event.set() could deadlock in a signal handler; this cannot
+
+    def tick(self) -> Tick:
+        """Expire everything that is due on every shard; errors are logged and counted, not raised."""
+        return self._sweep_all(self._shards)
+
+    def _sweep_all(self, shards: Iterable[_Shard]) -> Tick:
+        return sum((self._sweep(shard) for shard in shards), Tick())
+
+    def _sleep(self) -> None:
+        timeout = min(shard.wake_at for shard in self._shards) - time.monotonic()
+        with suppress(Empty):
+            number = self._signals.get(timeout=max(timeout, 0))
+            if number != _STOP:
+                shard = self._shards[number]
+                shard.is_wake_pending = False
+                shard.wake_at = min(shard.wake_at, shard.swept_at + self._settings.resolution.total_seconds())
+
+    def _wake(self, number: int) -> None:
+        shard = self._shards[number]
+        if not shard.is_wake_pending:  # a burst of messages is one signal
+            shard.is_wake_pending = True
+            self._signals.put(number)
+
+    def _sweep(self, shard: _Shard) -> Tick:
+        """Run batches of one shard until one comes back short; then say when to look again."""
+        shard.swept_at = time.monotonic()
+        log = self._log.bind(shard=shard.number)
+        done = Tick()
+        try:
+            while True:
+                batch = shard.expiry.expire_batch()
+                if batch.due and done == Tick():
+                    log.info("found_expired_reservations", count=batch.due + batch.overdue)
+                _log_outcomes(log, batch)
+                self._log_pause(log, shard, batch)
+                done += _count(batch)
+                if batch.due < self._settings.batch_size or self._is_stopping:
+                    break
+            shard.failures = 0
+            delay_s = self._delay_s(batch)
+            done += Tick(overdue=batch.overdue, paused=int(batch.pause is not None))
+        except WatchError:
+            log.warning("concurrency_conflict", error="the control key changed; nothing was done")
+            delay_s = 0.0
+            done += Tick(conflicts=1)
+        except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
+            delay_s = self._retry_delay_s(shard)
+            log.error(
+                "processing_error",
+                error=type(error).__name__,
+                message=redact(str(error), self._settings),
+                retry_in_ms=round(delay_s * 1000),
+                exc_info=not isinstance(error, RedisError | OSError),
+            )
+            done += Tick(errors=1)
+        shard.wake_at = max(
+            shard.swept_at + self._settings.resolution.total_seconds(), time.monotonic() + delay_s
+        )
+        if done.expired or done.skipped or done.rescheduled or done.quarantined:
+            log.info(
+                "processing_completed",
+                count=done.expired,
+                units=done.units,
+                skipped=done.skipped,
+                rescheduled=done.rescheduled,
+                quarantined=done.quarantined,
+                overdue=done.overdue,
+                elapsed_ms=round((time.monotonic() - shard.swept_at) * 1000),
+            )
+        return done
+
+    def _delay_s(self, batch: Batch) -> float:
+        """Return the seconds until the next reservation falls due, at most the interval."""
+        interval = self._settings.interval.total_seconds()
+        if batch.pause is not None:
+            until = batch.pause.until
+            return interval if until is None else min(interval, max(0, until - batch.now) / 1000)
+        if batch.next_expires_at is None:
+            return interval
+        # Due is strictly before now: the millisecond after.
+        due_at = batch.next_expires_at + to_ms(self._settings.grace) + 1
+        return min(interval, max(0, due_at - batch.now) / 1000)
+
+    def _retry_delay_s(self, shard: _Shard) -> float:
+        longest = min(self._settings.interval.total_seconds(), _LONGEST_RETRY_S)
+        delay = min(longest, _FIRST_RETRY_S * 2 ** min(shard.failures, 10))
+        shard.failures += 1
+        return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
+
+    def _log_pause(self, log: FilteringBoundLogger, shard: _Shard, batch: Batch) -> None:
+        if batch.pause == shard.pause:
+            return
+        shard.pause = batch.pause
+        if batch.pause is None:
+            log.info("expiry_resumed", overdue=batch.overdue)
+        else:
+            log.warning(
+                "expiry_paused",
+                by=batch.pause.by,
+                reason=batch.pause.reason,
+                until=batch.pause.until,
+                overdue=batch.overdue,
+            )
+
+    def _warn_of_eviction(self) -> None:
+        """Active reservations have no TTL, so only the allkeys policies can lose them."""
+        with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
+            memory = cast("dict[str, object]", self._client.info("memory"))
+            policy = str(memory.get("maxmemory_policy", ""))
+            if policy.startswith("allkeys"):
+                self._log.warning(
+                    "eviction_risk", policy=policy, advice="set maxmemory-policy to noeviction or volatile-ttl"
+                )
+
+
+def _count(batch: Batch) -> Tick:
+    return Tick(
+        expired=len(batch.expired),
+        units=sum(reservation.quantity for reservation in batch.expired),
+        skipped=len(batch.skipped),
+        rescheduled=len(batch.rescheduled),
+        quarantined=len(batch.quarantined),
+    )
+
+
+def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
+    for reservation in batch.expired:
+        log.info(
+            "reservation_expired",
+            reservation_id=reservation.reservation_id,
+            order_id=reservation.order_id,
+            product_id=reservation.product_id,
+            quantity=reservation.quantity,
+            expires_at=reservation.expires_at,
+            lateness_ms=batch.now - reservation.expires_at,
+        )
+    for reservation_id, reason in batch.quarantined:
+        log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)
+    for reservation_id, status in batch.skipped:
+        log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
+    for reservation_id, expires_at in batch.rescheduled:
+        log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
+
+
+def _describe_layout(settings: Settings) -> str | dict[str, object]:
+    if not settings.is_custom_layout:
+        return "contract"
+    keys = shard_keys(settings)[0]
+    names = {
+        "index_key": keys.index,
+        "reservation_prefix": keys.reservation_prefix,
+        "stock_prefix": keys.stock_prefix,
+        "events_key": keys.events,
+    }
+    return {name: names.get(name, getattr(settings, name)) for name in LAYOUT}

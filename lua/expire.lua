@@ -1,0 +1,281 @@
+-- Expire one batch of due reservations of one shard.
+--
+-- Reads and checks everything first, then writes. Redis keeps the writes of a script that fails
+-- half way, so nothing after the first write may fail: the types, numbers and rights that a later
+-- write depends on are all tried before the first counter changes.
+--
+-- KEYS
+--   KEYS[1]  index       ZSET    reservation id -> ExpiresAt
+--   KEYS[2]  events      STREAM  one entry per expired reservation
+--   KEYS[3]  quarantine  HASH    reservation id -> why it cannot be expired
+--   KEYS[4]  stats       HASH    running totals
+--   KEYS[5]  workers     ZSET    worker id -> time of its last tick, Unix ms
+-- Reservation and stock keys are named from a prefix; they must share the hash tag of KEYS[1].
+--
+-- ARGV
+--   ARGV[1]   batch               most reservations to take; 0 takes none and only reports
+--   ARGV[2]   grace_ms            time to wait after ExpiresAt, ms
+--   ARGV[3]   now_ms              Unix ms; empty: the server's own clock
+--   ARGV[4]   retention_ms        how long an Expired reservation stays; 0 deletes it, -1 keeps it
+--   ARGV[5]   events_maxlen       approximate length of the stream; 0 writes no events
+--   ARGV[6]   worker              id of the calling worker
+--   ARGV[7]   unit_ms             ms in one unit of the score and of expires_at: 1 or 1000
+--   ARGV[8]   reservation_prefix  + reservation id = key of the reservation
+--   ARGV[9]   stock_prefix        + product id = key of the stock
+--   ARGV[10]  order_id            field of the reservation; empty: not kept
+--   ARGV[11]  product_id          field of the reservation
+--   ARGV[12]  quantity            field of the reservation
+--   ARGV[13]  status              field of the reservation; empty: not kept, needs retention_ms 0
+--   ARGV[14]  expires_at          field of the reservation; empty: not kept
+--   ARGV[15]  available           field of the stock; empty: not kept
+--   ARGV[16]  reserved            field of the stock; empty: not kept
+--   ARGV[17]  active              status word
+--   ARGV[18]  expired             status word
+--   ARGV[19]  ended               and all after it: the other status words of the inventory, lower case
+--
+-- Returns  every number as a decimal string
+--   [1]  now, Unix ms
+--   [2]  next ExpiresAt in the index, Unix ms; empty: the index is empty
+--   [3]  overdue reservations left in the index
+--   [4]  expired      id, order_id, product_id, quantity, ExpiresAt in Unix ms, ...
+--   [5]  skipped      id, status, ...
+--   [6]  rescheduled  id, ExpiresAt in Unix ms, ...
+--   [7]  quarantined  id, reason, ...
+
+local index, events, quarantine, stats, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local batch, grace_ms, now_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local retention_ms, events_maxlen = tonumber(ARGV[4]), tonumber(ARGV[5])
+local worker, unit_ms = ARGV[6], tonumber(ARGV[7])
+local reservation_prefix, stock_prefix = ARGV[8], ARGV[9]
+local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14]
+local AVAILABLE, RESERVED = ARGV[15], ARGV[16]
+local ACTIVE, EXPIRED = ARGV[17], ARGV[18]
+local is_ended = {}
+for _, word in ipairs({unpack(ARGV, 19)}) do is_ended[word] = true end
+
+local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
+local MAX_TEXT = '9007199254740992'
+local WORKER_FORGOTTEN_MS = 24 * 60 * 60 * 1000
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- Exact or nil: the form that HINCRBY accepts, no leading zero, no exponent.
+local function integer(value)
+  if value == '0' then return 0 end
+  local digits = value and value:match('^%-?([1-9]%d*)$')
+  if not digits or #digits > #MAX_TEXT or (#digits == #MAX_TEXT and digits > MAX_TEXT) then return nil end
+  return tonumber(value)
+end
+
+local function timestamp(value)
+  if #value > 24 or not value:find('^%d+%.?%d*$') then return nil end
+  return tonumber(value)
+end
+
+local function unix_ms(time)
+  return math.max(-MAX, math.min(MAX, math.floor(time * unit_ms)))
+end
+
+-- Seconds read as milliseconds would make every reservation of a shop due at once, milliseconds
+-- read as seconds would make it due never.
+local function has_wrong_unit(time)
+  if unit_ms == 1 then return time >= 1e9 and time < 1e10 end
+  return time >= 1e11
+end
+
+local function type_of(key)
+  return redis.call('TYPE', key).ok
+end
+
+-- The fields of a hash, or nil where the key holds another type. Any other error is raised.
+local function read_hash(key, ...)
+  local row = redis.pcall('HMGET', key, ...)
+  if not row.err then return row end
+  if type_of(key) ~= 'hash' then return nil end
+  return redis.call('HMGET', key, ...)
+end
+
+for key, kind in pairs({
+  [index] = 'zset', [events] = 'stream', [quarantine] = 'hash', [stats] = 'hash', [workers] = 'zset',
+}) do
+  local found = type_of(key)
+  if found ~= kind and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ' where a ' .. kind .. ' belongs')
+  end
+end
+
+if not now_ms then
+  local time = redis.call('TIME')
+  now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+local now = text(now_ms)
+local cutoff = (now_ms - grace_ms) / unit_ms
+local before_cutoff = string.format('(%.3f', cutoff)
+
+local stock = {} -- product id -> its counters, and the units this batch gives back
+
+local function read_stock(product_id)
+  local key = stock_prefix .. product_id
+  local row = read_hash(key, AVAILABLE, RESERVED)
+  if not row then
+    if type_of(key) ~= 'string' or AVAILABLE == '' then return {reason = 'stock_wrong_type'} end
+    local available = integer(redis.call('GET', key))
+    return {key = key, plain = true, available = available, units = 0, reason = not available and 'available_invalid'}
+  end
+  local found = {key = key, units = 0}
+  if not row[1] and not row[2] then
+    found.reason = 'stock_missing'
+    return found
+  end
+  if AVAILABLE ~= '' then
+    found.available = integer(row[1])
+    if not found.available then found.reason = 'available_invalid' end
+  end
+  if RESERVED ~= '' then
+    found.reserved = integer(row[2])
+    if not found.reserved then found.reason = found.reason or 'reserved_invalid' end
+  end
+  return found
+end
+
+-- What to do with one due reservation: its outcome, then what the outcome's list holds of it.
+local function judge(key, score)
+  local row = read_hash(key, PRODUCT_ID, QUANTITY, STATUS, ORDER_ID, EXPIRES_AT)
+  if not row then return 'quarantined', 'reservation_wrong_type' end
+  local product_id, quantity = row[1], integer(row[2])
+  local status = STATUS ~= '' and row[3] or ACTIVE
+  local order_id = ORDER_ID ~= '' and row[4] or ''
+  local expires_at = EXPIRES_AT ~= '' and row[5]
+
+  if not product_id and not row[2] and redis.call('EXISTS', key) == 0 then
+    return 'quarantined', 'reservation_missing'
+  end
+  if status ~= ACTIVE then
+    if status == EXPIRED or is_ended[status:lower()] then return 'skipped', status end
+    return 'quarantined', 'status_unknown'
+  end
+  if has_wrong_unit(score) then return 'quarantined', 'unit_mismatch' end
+  if expires_at then
+    local own = timestamp(expires_at)
+    if not own then return 'quarantined', 'expires_at_invalid' end
+    if has_wrong_unit(own) then return 'quarantined', 'unit_mismatch' end
+    if own >= cutoff then return 'rescheduled', own end
+  end
+  if not product_id then return 'quarantined', 'product_id_missing' end
+  if not quantity or quantity < 1 then return 'quarantined', 'quantity_invalid' end
+
+  local counters = stock[product_id]
+  if not counters then
+    counters = read_stock(product_id)
+    stock[product_id] = counters
+  end
+  if counters.reason then return 'quarantined', counters.reason end
+  if counters.reserved and counters.reserved - counters.units < quantity then
+    return 'quarantined', 'reserved_too_small'
+  end
+  if quantity > MAX - counters.units - math.max(counters.available or 0, 0) then -- below 0 in shops that take backorders
+    return 'quarantined', 'available_overflow'
+  end
+  counters.units = counters.units + quantity
+  return 'expired', order_id, product_id, row[2]
+end
+
+local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
+local expired_keys, new_scores, poison, sound = {}, {}, {}, {}
+
+local due = redis.call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'LIMIT', 0, batch)
+for i = 1, #due, 2 do
+  local id, score = due[i], tonumber(due[i + 1])
+  local key = reservation_prefix .. id
+  local outcome, a, b, c = judge(key, score)
+  if outcome == 'expired' then
+    local n = #expired
+    expired[n + 1], expired[n + 2], expired[n + 3], expired[n + 4] = id, a, b, c
+    expired[n + 5] = text(unix_ms(score))
+    expired_keys[#expired_keys + 1] = key
+  elseif outcome == 'skipped' then
+    local n = #skipped
+    skipped[n + 1], skipped[n + 2] = id, a
+  elseif outcome == 'rescheduled' then
+    local n = #rescheduled
+    rescheduled[n + 1], rescheduled[n + 2] = id, text(unix_ms(a))
+    new_scores[n + 1], new_scores[n + 2] = string.format('%.17g', a), id
+  else
+    local n = #quarantined
+    quarantined[n + 1], quarantined[n + 2] = id, a
+    poison[n + 1], poison[n + 2] = id, 'reason=' .. a .. ' at=' .. now .. ' score=' .. due[i + 1]
+  end
+  if outcome ~= 'quarantined' then sound[#sound + 1] = id end
+end
+
+local totals = {}
+if #due > 0 then
+  local units = 0
+  for _, counters in pairs(stock) do units = units + counters.units end
+  local names = {'expired', 'units', 'skipped', 'rescheduled', 'quarantined', 'batches'}
+  local counts = {#expired / 5, units, #skipped / 2, #rescheduled / 2, #quarantined / 2, 1}
+  local before = redis.call('HMGET', stats, unpack(names))
+  for i, name in ipairs(names) do
+    local total = integer(before[i] or '0')
+    if not total then
+      return redis.error_reply('ERR the field ' .. name .. ' of ' .. stats .. ' is not an integer; HDEL it to start from 0')
+    end
+    totals[2 * i - 1], totals[2 * i] = name, text(total + counts[i])
+  end
+end
+
+-- From here on the script writes. A full server, a replica or a missing right refuses the first
+-- use of a command, so each command is first used where its refusal leaves every unit in place.
+redis.call('ZADD', workers, now, worker)
+redis.call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
+
+if #due > 0 then
+  redis.call('HSET', stats, unpack(totals))
+  redis.call('ZREMRANGEBYRANK', index, 1, 0) -- an empty range
+  if #sound > 0 and redis.call('HLEN', quarantine) > 0 then redis.call('HDEL', quarantine, unpack(sound)) end
+  for _, counters in pairs(stock) do
+    if counters.plain and counters.units > 0 then redis.call('INCRBY', counters.key, 0) end
+  end
+  if events_maxlen > 0 then
+    for i = 1, #expired, 5 do
+      redis.call('XADD', events, 'MAXLEN', '~', events_maxlen, '*',
+        'reservation_id', expired[i], 'order_id', expired[i + 1], 'product_id', expired[i + 2],
+        'quantity', expired[i + 3], 'expires_at', expired[i + 4], 'expired_at', now)
+    end
+  end
+  if retention_ms >= 0 then
+    for _, key in ipairs(expired_keys) do redis.call('PEXPIRE', key, retention_ms) end -- 0 deletes
+  end
+  if retention_ms ~= 0 then
+    for _, key in ipairs(expired_keys) do redis.call('HSET', key, STATUS, EXPIRED, 'expired_at', now) end
+  end
+  for _, counters in pairs(stock) do
+    if counters.units > 0 then
+      if counters.plain then
+        redis.call('INCRBY', counters.key, text(counters.units))
+      else
+        local fields = {}
+        if counters.available then
+          fields[1], fields[2] = AVAILABLE, text(counters.available + counters.units)
+        end
+        if counters.reserved then
+          fields[#fields + 1], fields[#fields + 2] = RESERVED, text(counters.reserved - counters.units)
+        end
+        redis.call('HSET', counters.key, unpack(fields))
+      end
+    end
+  end
+  redis.call('ZREMRANGEBYRANK', index, 0, #due / 2 - 1)
+  if #new_scores > 0 then redis.call('ZADD', index, unpack(new_scores)) end
+  if #poison > 0 then redis.call('HSET', quarantine, unpack(poison)) end
+end
+
+local head = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')
+return {
+  now,
+  head[2] and text(unix_ms(tonumber(head[2]))) or '',
+  text(redis.call('ZCOUNT', index, '-inf', before_cutoff)),
+  expired, skipped, rescheduled, quarantined,
+}

@@ -1,0 +1,120 @@
+"""Fixtures: a fake server and a real one, a worker on either, and the lines that it logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+import structlog
+from structlog.testing import LogCapture
+from structlog.typing import FilteringBoundLogger
+
+from expirer.settings import Settings
+from expirer.worker import Worker
+from tests.inventory import NOW, Inventory
+from tests.servers import MISSING, RedisServer, find_server
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("EXPIRER_") or name == "REDIS_URL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> Path:
+    """Find a real redis-server; without one skip, but fail where CI is set."""
+    binary = find_server()
+    if binary is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def shared_server(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Run one real server for all tests that only read and write keys."""
+    server = RedisServer(server_binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server_client(shared_server: RedisServer) -> Iterator[redis.Redis]:
+    """Connect to the shared real server, emptied."""
+    with shared_server.client() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def own_server(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
+    """Run a real server for a test that stops, fills or restarts it; it also listens on TCP."""
+    from tests.servers import free_port
+
+    server = RedisServer(server_binary, tmp_path, port=free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["fake", "server"])
+def client(request: pytest.FixtureRequest) -> redis.Redis:
+    """Connect to a fresh fake server, then to an emptied real one."""
+    if request.param == "fake":
+        return fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    client: redis.Redis = request.getfixturevalue("server_client")
+    return client
+
+
+@pytest.fixture
+def inventory(client: redis.Redis) -> Inventory:
+    """Return the shop under test."""
+    return Inventory(client)
+
+
+class Log(LogCapture):
+    """Keeps what was logged."""
+
+    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401
+        """Keep one entry; raise nothing."""
+        return super().__call__(*arguments)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """Return the entries of one event."""
+        return [dict(entry) for entry in self.entries if entry["event"] == event]
+
+    def logger(self) -> FilteringBoundLogger:
+        """Return a logger that writes here."""
+        logger: FilteringBoundLogger = structlog.wrap_logger(
+            None, processors=[self], wrapper_class=structlog.make_filtering_bound_logger("debug")
+        )
+        return logger.bind()
+
+
+@pytest.fixture
+def log() -> Log:
+    """Keep what the worker logs."""
+    return Log()
+
+
+@pytest.fixture
+def make_worker(client: redis.Redis, log: Log) -> Callable[..., Worker]:
+    """Build a worker at the tests' present; arguments are settings."""
+
+    def make(now_ms: Callable[[], int] | None = lambda: NOW, **settings: Any) -> Worker:  # noqa: ANN401
+        return Worker(client, Settings(**settings), log.logger(), now_ms)
+
+    return make
+
+
+@pytest.fixture
+def worker(make_worker: Callable[..., Worker]) -> Worker:
+    """Return a worker with the default settings, at the tests' present."""
+    return make_worker()
