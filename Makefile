@@ -1,10 +1,11 @@
 # Each target sets itself up; all it needs is Python 3.11 or later with venv.
 
-PYTHON ?= $(firstword $(shell command -v python3 python3.14 python3.13 python3.12 python3.11))
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
+.NOTPARALLEL:
 
 demo: $(VENV)/.demo
 	$(BIN)/expirer demo
@@ -22,9 +23,22 @@ lint: $(VENV)/.lint
 clean:
 	rm -rf $(VENV) dist
 
-$(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
-	touch $@
+$(VENV)/.%: pyproject.toml $(VENV)/.made
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# Half a virtual environment, or one whose Python has gone or changed, is made anew.
+ifneq ($(shell ($(BIN)/python -c 'import pip; print("whole")') 2>/dev/null),whole)
+.PHONY: $(VENV)/.made
+endif
+
+$(VENV)/.made:
+	@wanted='Python 3.11 or later: install one, or name one with make PYTHON=/path/to/python'; \
+	for python in $(PYTHON); do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    wanted="the venv module of $$python: apt-get install python3-venv (the name on Debian)"; \
+	    $$python -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	    echo "$$python -m venv $(VENV)"; \
+	    $$python -m venv --clear $(VENV) && touch $@; exit; \
+	done; \
+	echo "This needs $$wanted" >&2; exit 1

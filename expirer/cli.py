@@ -32,8 +32,7 @@ _HELP = {
     ),
     "demo": (
         "watch a small simulated shop for about 15 seconds",
-        "Uses an embedded Redis, or a real one with --redis-url; it keeps to a namespace of its own"
-        " (expirer-demo) and removes it at the end.",
+        "Uses an embedded Redis, or a real one with --redis-url, where it removes its keys at the end.",
         "expirer demo",
     ),
 }
@@ -56,18 +55,23 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
     values = vars(_build_parser().parse_args(arguments))
-    verb: Callable[[Settings], int] = values.pop("verb")
+    verb: Callable[[dict[str, str]], int] = values.pop("verb")
     try:
-        return verb(load({name: value for name, value in values.items() if value is not None}))
+        return verb({name: value for name, value in values.items() if value is not None})
     except ConfigurationError as error:
         for problem in error.problems:
             _complain(problem)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="expirer", description=expirer.__doc__, epilog="Each verb has a --help of its own.", allow_abbrev=False
+        prog="expirer",
+        description=expirer.__doc__,
+        epilog="Each verb has a --help of its own.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"expirer {expirer.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -84,13 +88,12 @@ def _build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=verb)
         settings = sub.add_argument_group("settings", "Each is also an environment variable; a flag wins over it.")
         for setting, field in Settings.model_fields.items():
-            settings.add_argument(
-                _flag(setting), metavar="…", help=f"{field.description} [{variable(setting)}]".replace("%", "%%")
-            )
+            settings.add_argument(_flag(setting), metavar="…", help=f"{field.description} [{variable(setting)}]")
     return parser
 
 
-def _run(settings: Settings) -> int:
+def _run(flags: dict[str, str]) -> int:
+    settings = load(flags)
     worker = Worker(connect(settings), settings, build_logger(settings))
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -112,14 +115,15 @@ def _run(settings: Settings) -> int:
     return 0
 
 
-def _once(settings: Settings) -> int:
+def _once(flags: dict[str, str]) -> int:
+    settings = load(flags)
     return 1 if Worker(connect(settings), settings, build_logger(settings)).tick().errors else 0
 
 
-def _demo(settings: Settings) -> int:
+def _demo(flags: dict[str, str]) -> int:
     from expirer import demo  # noqa: PLC0415  # the sidecar does not need what the demo imports
 
-    return demo.run(settings)
+    return demo.run(load(flags), embedded="redis_url" not in flags)
 
 
 class _DeadlinePassed(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -41,12 +42,10 @@ def connect(settings: Settings) -> Redis:
 
     """
     try:
-        options: dict[str, Any] = dict(parse_url(settings.redis_url.get_secret_value()))
+        options: dict[str, Any] = _options(settings)
         if settings.redis_password_file is not None:
             options.pop("password", None)
-            options["credential_provider"] = PasswordFile(
-                settings.redis_password_file, options.pop("username", None)
-            )
+            options["credential_provider"] = PasswordFile(settings.redis_password_file, options.pop("username", None))
         defaults = {
             "client_name": "expirer",
             "protocol": 2,
@@ -72,17 +71,19 @@ def redact(text: str, settings: Settings) -> str:
     url = settings.redis_url.get_secret_value()
     secrets = {urlsplit(url).password or ""}
     try:
-        secrets.add(str(parse_url(url).get("password", "")))
+        secrets.add(_options(settings).get("password", ""))
     except ValueError:
         secrets.add(url)
     if settings.redis_password_file is not None:
-        try:
+        with suppress(OSError):
             secrets.add(_read_password(settings.redis_password_file))
-        except OSError:
-            pass
     for secret in {form for known in secrets if known for form in (known, quote(known, safe=""))}:
         text = text.replace(secret, "***")
     return text
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return dict(parse_url(settings.redis_url.get_secret_value()))  # type: ignore[no-untyped-call]
 
 
 def _read_password(path: Path) -> str:

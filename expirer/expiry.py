@@ -29,9 +29,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A reservation whose units are back; `expires_at` is in Unix ms.
+    r"""A reservation whose units are back; `expires_at` is in Unix ms.
 
-    Ids are text for people: bytes that are not UTF-8 stand as `\\xNN`.
+    Ids are text for people: bytes that are not UTF-8 stand as `\xNN`.
     """
 
     reservation_id: str
@@ -120,7 +120,7 @@ class Expiry:
 
     def _guarded(self) -> Batch:
         with self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(self._keys.control)
+            pipe.watch(self._keys.control)  # type: ignore[no-untyped-call]
             pause = self._read_pause(pipe)
             pipe.multi()
             keys = self._keys
@@ -155,7 +155,7 @@ class Expiry:
     def _clock_ms(self, pipe: Pipeline) -> int:
         if self._now_ms is not None:
             return self._now_ms()
-        seconds, microseconds = cast("tuple[int, int]", pipe.time())
+        seconds, microseconds = pipe.time()
         return seconds * 1000 + microseconds // 1000
 
 

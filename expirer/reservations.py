@@ -117,7 +117,7 @@ class Reservations:
         self._release = client.register_script(scripts.load("release").text)
         self._extend = client.register_script(scripts.load("extend").text)
 
-    def reserve(
+    def reserve(  # noqa: PLR0913  # each names a part of the reservation
         self,
         order_id: str,
         product_id: str,
@@ -231,7 +231,8 @@ def _positive_ms(duration: timedelta) -> int:
 
 def _result(reply: object, done: str, id_: str, order_id: str, product_id: str) -> Reservation:
     code, status, quantity, reserved_at, expires_at, *rest = (
-        value.decode(errors="replace") if isinstance(value, bytes) else value for value in cast("list[bytes | str]", reply)
+        value.decode(errors="replace") if isinstance(value, bytes) else value
+        for value in cast("list[bytes | str]", reply)
     )
     if code not in (done, "unchanged"):
         refusal = Code(code)

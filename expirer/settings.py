@@ -79,9 +79,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("EXPIRER_REDIS_URL", "REDIS_URL"),
         description="redis://, rediss:// or unix:// address; also read from REDIS_URL",
     )
-    redis_password_file: Path | None = Field(
-        None, description="file that holds the password, such as a mounted secret"
-    )
+    redis_password_file: Path | None = Field(None, description="file that holds the password, such as a mounted secret")
     namespace: str = Field("inventory", description="hash tag of every key")
     shards: int = Field(1, ge=1, le=1024, description="hash tags to spread over")
     interval: Duration = Field(
@@ -91,7 +89,10 @@ class Settings(BaseSettings):
         description="longest time between two ticks",
     )
     batch_size: int = Field(
-        100, ge=1, le=1000, description="most reservations in one atomic script; bounds how long it holds Redis"
+        100,
+        ge=1,
+        le=1000,
+        description="most reservations in one atomic script; bounds how long it holds Redis",
     )
     resolution: Duration = Field(
         timedelta(milliseconds=50),
@@ -128,16 +129,10 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
 
-    index_key: str | None = Field(
-        None, min_length=1, description="the index; default {namespace}:reservations"
-    )
-    reservation_prefix: str | None = Field(
-        None, description="+ reservation id; default {namespace}:reservation:"
-    )
+    index_key: str | None = Field(None, min_length=1, description="the index; default {namespace}:reservations")
+    reservation_prefix: str | None = Field(None, description="+ reservation id; default {namespace}:reservation:")
     stock_prefix: str | None = Field(None, description="+ product id; default {namespace}:stock:")
-    events_key: str | None = Field(
-        None, min_length=1, description="the event stream; default {namespace}:expired"
-    )
+    events_key: str | None = Field(None, min_length=1, description="the event stream; default {namespace}:expired")
     field_order_id: str = Field("order_id", description="field of the reservation; empty: not kept")
     field_product_id: str = Field("product_id", min_length=1, description="field of the reservation")
     field_quantity: str = Field("quantity", min_length=1, description="field of the reservation")
@@ -202,20 +197,21 @@ class Settings(BaseSettings):
                 "EXPIRER_FIELD_STATUS is empty, so an expired reservation would look active:"
                 " set EXPIRER_RETENTION=0 to delete it instead"
             )
-        for group in (_RESERVATION_FIELDS, ("field_available", "field_reserved")):
-            seen: dict[str, str] = {}
-            for name in group:
-                field = getattr(self, name)
-                if field and field in seen:
-                    raise ValueError(f"{variable(seen[field])} and {variable(name)} are both {field!r}")
-                seen[field] = name
-        words = [self.status_active.lower(), self.status_expired.lower()]
-        for word in (word.lower() for word in self.status_ended):
-            if word in words:
-                raise ValueError(f"EXPIRER_STATUS_ENDED repeats {word!r}, the active or the expired status")
-        if words[0] == words[1]:
-            raise ValueError("EXPIRER_STATUS_ACTIVE and EXPIRER_STATUS_EXPIRED are the same word")
+        self._refuse_repetition({name: getattr(self, name) for name in _RESERVATION_FIELDS})
+        self._refuse_repetition({name: getattr(self, name) for name in _STOCK_FIELDS})
+        words = {"status_active": self.status_active.lower(), "status_expired": self.status_expired.lower()}
+        for ended in self.status_ended:
+            self._refuse_repetition(words | {"status_ended": ended.lower()})
+        self._refuse_repetition(words)
         return self
+
+    @staticmethod
+    def _refuse_repetition(values: Mapping[str, str]) -> None:
+        seen: dict[str, str] = {}
+        for name, value in values.items():
+            if value and value in seen:
+                raise ValueError(f"{variable(seen[value])} and {variable(name)} are both {value!r}")
+            seen[value] = name
 
     @property
     def is_custom_layout(self) -> bool:
@@ -231,11 +227,11 @@ _RESERVATION_FIELDS = (
     "field_status",
     "field_expires_at",
 )
+_STOCK_FIELDS = ("field_available", "field_reserved")
 LAYOUT = (
     *_KEY_SETTINGS,
     *_RESERVATION_FIELDS,
-    "field_available",
-    "field_reserved",
+    *_STOCK_FIELDS,
     "status_active",
     "status_expired",
     "status_ended",
@@ -272,7 +268,7 @@ def load(flags: Mapping[str, str] | None = None) -> Settings:
 
 
 def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
-    message = detail["msg"].removeprefix("Value error, ")
+    message = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0]).removeprefix(PREFIX).lower()

@@ -42,7 +42,7 @@ class WakeListener:
             self._stopped.wait(_RECONNECT_S)
 
     def _listen(self) -> None:
-        with self._client.pubsub() as pubsub:
+        with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(*self._numbers)
             for message in pubsub.listen():
                 if self._stopped.is_set():

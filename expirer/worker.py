@@ -168,9 +168,9 @@ class Worker:
             log.warning("concurrency_conflict", error="the control key changed; nothing was done")
             delay_s = 0.0
             done += Tick(conflicts=1)
-        except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
+        except Exception as error:  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
-            log.error(
+            log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info below says when
                 "processing_error",
                 error=type(error).__name__,
                 message=redact(str(error), self._settings),
@@ -178,9 +178,7 @@ class Worker:
                 exc_info=not isinstance(error, RedisError | OSError),
             )
             done += Tick(errors=1)
-        shard.wake_at = max(
-            shard.swept_at + self._settings.resolution.total_seconds(), time.monotonic() + delay_s
-        )
+        shard.wake_at = max(shard.swept_at + self._settings.resolution.total_seconds(), time.monotonic() + delay_s)
         if done.expired or done.skipped or done.rescheduled or done.quarantined:
             log.info(
                 "processing_completed",
@@ -208,7 +206,7 @@ class Worker:
 
     def _retry_delay_s(self, shard: _Shard) -> float:
         longest = min(self._settings.interval.total_seconds(), _LONGEST_RETRY_S)
-        delay = min(longest, _FIRST_RETRY_S * 2 ** min(shard.failures, 10))
+        delay = min(longest, _FIRST_RETRY_S * 2.0 ** min(shard.failures, 10))
         shard.failures += 1
         return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
 
@@ -234,7 +232,9 @@ class Worker:
             policy = str(memory.get("maxmemory_policy", ""))
             if policy.startswith("allkeys"):
                 self._log.warning(
-                    "eviction_risk", policy=policy, advice="set maxmemory-policy to noeviction or volatile-ttl"
+                    "eviction_risk",
+                    policy=policy,
+                    advice="set maxmemory-policy to noeviction or volatile-ttl",
                 )
 
 

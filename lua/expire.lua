@@ -118,26 +118,28 @@ local stock = {} -- product id -> its counters, and the units this batch gives b
 
 local function read_stock(product_id)
   local key = stock_prefix .. product_id
+  local counters = {key = key, units = 0}
   local row = read_hash(key, AVAILABLE, RESERVED)
   if not row then
-    if type_of(key) ~= 'string' or AVAILABLE == '' then return {reason = 'stock_wrong_type'} end
-    local available = integer(redis.call('GET', key))
-    return {key = key, plain = true, available = available, units = 0, reason = not available and 'available_invalid'}
-  end
-  local found = {key = key, units = 0}
-  if not row[1] and not row[2] then
-    found.reason = 'stock_missing'
-    return found
+    counters.plain = type_of(key) == 'string' and AVAILABLE ~= ''
+    if not counters.plain then
+      counters.reason = 'stock_wrong_type'
+      return counters
+    end
+    row = {redis.call('GET', key)}
+  elseif not row[1] and not row[2] then
+    counters.reason = 'stock_missing'
+    return counters
   end
   if AVAILABLE ~= '' then
-    found.available = integer(row[1])
-    if not found.available then found.reason = 'available_invalid' end
+    counters.available = integer(row[1])
+    if not counters.available then counters.reason = 'available_invalid' end
   end
-  if RESERVED ~= '' then
-    found.reserved = integer(row[2])
-    if not found.reserved then found.reason = found.reason or 'reserved_invalid' end
+  if RESERVED ~= '' and not counters.plain then
+    counters.reserved = integer(row[2])
+    if not counters.reserved then counters.reason = counters.reason or 'reserved_invalid' end
   end
-  return found
+  return counters
 end
 
 -- What to do with one due reservation: its outcome, then what the outcome's list holds of it.

@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.inventory import NOW, Inventory
-from tests.servers import MISSING, RedisServer, find_server
+from tests.servers import MISSING, RedisServer, find_server, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +56,6 @@ def server_client(shared_server: RedisServer) -> Iterator[redis.Redis]:
 @pytest.fixture
 def own_server(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
     """Run a real server for a test that stops, fills or restarts it; it also listens on TCP."""
-    from tests.servers import free_port
-
     server = RedisServer(server_binary, tmp_path, port=free_port())
     server.start()
     yield server

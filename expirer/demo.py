@@ -1,0 +1,253 @@
+"""A small simulated shop: shoppers reserve, pay, abandon; the real worker gives abandoned units back."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from statistics import median
+from typing import cast
+
+from pydantic import SecretStr
+from redis import Redis
+from redis.exceptions import RedisError
+
+from expirer import scripts
+from expirer.connect import connect, location, redact
+from expirer.keys import ShardKeys, shard_keys
+from expirer.logs import build_logger
+from expirer.reservations import InsufficientStock, Refused, Reservations
+from expirer.settings import ConfigurationError, Settings
+from expirer.worker import Worker
+
+STOCKED = {"lamp": 15, "mug": 60, "poster": 90, "tee": 40}
+_OPEN_S = 11.0
+_SHOPPERS_PER_S = 14
+_SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.8, 3.0
+_SETTLE_S = 3.0
+"""How long after closing the last holds may take to end; a deadline, not a wait."""
+_CONNECTION = ("redis_url", "redis_password_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One product at the end, in units; `sold` and `released` as the shop remembers them."""
+
+    product_id: str
+    stocked: int
+    available: int
+    reserved: int
+    sold: int
+    released: int
+    expired: int
+
+    @property
+    def is_conserved(self) -> bool:
+        """Whether no unit was lost or doubled."""
+        return self.available + self.reserved + self.sold == self.stocked
+
+
+class Shop:
+    """Shoppers on one thread: each reserves, and later pays, changes his mind, extends, or just leaves."""
+
+    def __init__(self, reservations: Reservations, seed: int) -> None:
+        self._reservations = reservations
+        self._random = random.Random(seed)  # noqa: S311  # a simulation, not a secret
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self.reservation_ids: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.sold: Counter[str] = Counter()
+        self.released: Counter[str] = Counter()
+
+    def open(self, on_second: Callable[[int], None]) -> None:
+        """Let shoppers in for some seconds, then serve those who are still inside."""
+        start = time.monotonic()
+        for number in range(int(_OPEN_S * _SHOPPERS_PER_S)):
+            self._at(start + number / _SHOPPERS_PER_S, partial(self._arrive, number))
+        for second in range(1, int(_OPEN_S) + 1):
+            self._at(start + second, partial(on_second, second))
+        while self._later:
+            moment, _, act = heapq.heappop(self._later)
+            time.sleep(max(0.0, moment - time.monotonic()))
+            act()
+
+    def _at(self, moment: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (moment, self._random.getrandbits(64), act))
+
+    def _arrive(self, number: int) -> None:
+        order_id, product_id = f"order-{number}", self._random.choice(list(STOCKED))
+        quantity = self._random.randint(1, 3)
+        hold_s = self._random.uniform(_SHORTEST_HOLD_S, _LONGEST_HOLD_S)
+        try:
+            reservation = self._reservations.reserve(order_id, product_id, quantity, timedelta(seconds=hold_s))
+        except InsufficientStock:
+            self.counts["sold out"] += 1
+            return
+        self.counts["reserved"] += 1
+        self.reservation_ids.append(reservation.id)
+        (plan,) = self._random.choices(["pay", "leave", "release", "extend"], weights=[35, 45, 10, 10])
+        if plan == "leave":
+            return
+
+        def act() -> None:
+            # Some pay at the last moment: then the worker may be faster, and the shop must hear it.
+            with suppress(Refused):
+                if plan == "release":
+                    self._reservations.release(order_id, product_id)
+                    self.released[product_id] += quantity
+                    return
+                if plan == "extend":
+                    self._reservations.extend(order_id, product_id, timedelta(seconds=1))
+                self._reservations.confirm(order_id, product_id)
+                self.sold[product_id] += quantity
+                self.counts["paid"] += 1
+                return
+            self.counts["too late"] += 1
+
+        self._at(time.monotonic() + hold_s * self._random.uniform(0.2, 1.02), act)
+
+
+def run(settings: Settings, *, embedded: bool) -> int:
+    """Run the demo on an embedded Redis or on the one of the settings; return the exit code."""
+    namespace = f"expirer-demo-{secrets.token_hex(2)}"
+    defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in _CONNECTION}
+    settings = settings.model_copy(update=defaults | {"namespace": namespace, "log_level": "warning"})
+    if not embedded:
+        return _run_on(settings)
+    with _embedded_redis() as url:
+        _say("On an embedded Redis, which is a slow one: its answers take up to 45 ms.")
+        return _run_on(settings.model_copy(update={"redis_url": SecretStr(url), "redis_password_file": None}))
+
+
+def _run_on(settings: Settings) -> int:
+    client = connect(settings)
+    (keys,) = shard_keys(settings)
+    shop = Shop(Reservations(client, namespace=settings.namespace), seed=secrets.randbits(32))
+    try:
+        for name in ("expire", "reserve", "confirm", "release", "extend"):
+            client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT
+        for product_id, units in STOCKED.items():
+            client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
+        try:
+            _simulate(client, settings, keys, shop)
+            rows, lateness_ms = _count(client, keys, shop)
+        finally:
+            _clean_up(client, keys, shop)
+    except RedisError as error:
+        sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+        return 1
+    return _report(rows, lateness_ms)
+
+
+def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) -> None:
+    _say(f"A small shop on {location(settings)}; the worker checks, the shoppers come and go.")
+    _say("Look inside while it runs:")
+    _say(f"  {_redis_cli(settings)} ZRANGE '{keys.index}' 0 -1 WITHSCORES")
+    _say(f"  {_redis_cli(settings)} HGETALL '{keys.stock_prefix}mug'\n")
+    worker = Worker(client, settings, build_logger(settings))
+    thread = threading.Thread(target=worker.run, name="expirer-worker")
+    thread.start()
+    try:
+        shop.open(lambda second: _print_progress(client, keys, shop, second))
+        deadline = time.monotonic() + _SETTLE_S
+        while client.zcard(keys.index) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        worker.stop()
+        thread.join()
+
+
+def _print_progress(client: Redis, keys: ShardKeys, shop: Shop, second: int) -> None:
+    expired = int(cast("bytes", client.hget(keys.stats, "expired") or b"0"))
+    counts = shop.counts | Counter({"expired": expired})
+    words = ("reserved", "paid", "expired", "sold out", "too late")
+    _say(f"{second:>3} s   " + "   ".join(f"{word} {counts[word]:>3}" for word in words))
+
+
+def _count(client: Redis, keys: ShardKeys, shop: Shop) -> tuple[list[Row], list[int]]:
+    """Return a row per product, and how late each expiry was in ms."""
+    expired: Counter[str] = Counter()
+    lateness_ms = []
+    for _, event in cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events)):
+        expired[event[b"product_id"].decode()] += int(event[b"quantity"])
+        lateness_ms.append(int(event[b"expired_at"]) - int(event[b"expires_at"]))
+    rows = []
+    for product_id, stocked in STOCKED.items():
+        counters = cast("list[bytes]", client.hmget(keys.stock_prefix + product_id, ["available", "reserved"]))
+        available, reserved = map(int, counters)
+        rows.append(
+            Row(
+                product_id=product_id,
+                stocked=stocked,
+                available=available,
+                reserved=reserved,
+                sold=shop.sold[product_id],
+                released=shop.released[product_id],
+                expired=expired[product_id],
+            )
+        )
+    return rows, lateness_ms
+
+
+def _clean_up(client: Redis, keys: ShardKeys, shop: Shop) -> None:
+    client.delete(
+        keys.index,
+        keys.events,
+        keys.quarantine,
+        keys.stats,
+        keys.workers,
+        *(keys.stock_prefix + product_id for product_id in STOCKED),
+        *(keys.reservation_prefix + reservation_id for reservation_id in shop.reservation_ids),
+    )
+
+
+def _report(rows: list[Row], lateness_ms: list[int]) -> int:
+    columns = ("stocked", "available", "reserved", "sold", "released", "expired")
+    _say("\nUnits     " + "".join(f"{column:>11}" for column in columns))
+    for row in rows:
+        _say(f"{row.product_id:<10}" + "".join(f"{getattr(row, column):>11}" for column in columns))
+    if lateness_ms:
+        _say(f"\nUnits came back {median(lateness_ms):.0f} ms late (median), {max(lateness_ms)} ms (worst).")
+    broken = [row.product_id for row in rows if not row.is_conserved]
+    if broken:
+        _say(f"BROKEN: available + reserved + sold is not what was stocked: {', '.join(broken)}")
+        return 1
+    _say("Conserved: available + reserved + sold is what was stocked, for every product.")
+    return 0
+
+
+@contextmanager
+def _embedded_redis() -> Iterator[str]:
+    """Run fakeredis over TCP on a free loopback port; yield its URL."""
+    try:
+        from fakeredis import TcpFakeServer  # noqa: PLC0415  # only the embedded demo needs it
+    except ImportError:
+        raise ConfigurationError(
+            ["the embedded demo needs fakeredis: pip install 'expirer[demo]', or give --redis-url"]
+        ) from None
+    server = TcpFakeServer(("127.0.0.1", 0))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"redis://127.0.0.1:{server.server_address[1]}/0"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _redis_cli(settings: Settings) -> str:
+    return f"redis-cli -u {location(settings)}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,156 @@
+"""The real program in a process of its own, and a backlog for it to work through."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from signal import Signals
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from tests.inventory import Inventory
+
+DEADLINE_S = 20.0
+"""How long a test waits for what should happen at once, before it calls it broken."""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return as soon as the condition holds; fail where it never does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
+
+
+class Program:
+    """`expirer run` against a URL, killed when the block ends; its log is read as it comes."""
+
+    def __init__(self, url: str, *flags: str) -> None:
+        # What coverage measures subprocesses by stays in the environment.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "expirer", "run", *flags],
+            env={**environment, "EXPIRER_REDIS_URL": url},
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self.lines: list[str] = []
+        self._entries: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._has_changed = threading.Condition()
+        self._is_over = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """Return the entries of one event so far."""
+        with self._has_changed:
+            return list(self._entries[event])
+
+    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        """Return the n-th entry of an event as soon as it is logged; fail where it never is."""
+        entries = self._entries[event]
+        with self._has_changed:
+            self._has_changed.wait_for(lambda: len(entries) >= count or self._is_over, DEADLINE_S)
+            assert len(entries) >= count, f"no {event} in {self.lines[-20:]}"
+            return entries[count - 1]
+
+    def signal(self, number: Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the exit code once the program has ended, and its log is complete."""
+        code = self._process.wait(timeout_s)
+        self._reader.join(DEADLINE_S)
+        return code
+
+    def kill(self) -> None:
+        """End it with SIGKILL, if it still runs."""
+        self._process.kill()
+        self.wait(DEADLINE_S)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                entry = json.loads(line) if line.startswith("{") else {"event": "not JSON"}
+                with self._has_changed:
+                    self.lines.append(line)
+                    self._entries[entry["event"]].append(entry)
+                    self._has_changed.notify_all()
+        with self._has_changed:
+            self._is_over = True
+            self._has_changed.notify_all()
+
+
+class Backlog:
+    """Overdue reservations of a few products, and the proof that each of them expired exactly once."""
+
+    PRODUCTS = ("mug", "tea", "pot")
+    OVERDUE_SINCE = 1_700_000_000_000
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.shop = Inventory(client)
+        self.stocked: Counter[str] = Counter(dict.fromkeys(self.PRODUCTS, 0))
+        self._client = client
+        self._ids: list[str] = []
+
+    def add(self, count: int) -> None:
+        """Reserve, long overdue."""
+        with self._client.pipeline() as pipe:
+            shop = Inventory(pipe)
+            for n in range(len(self._ids), len(self._ids) + count):
+                product, quantity = self.PRODUCTS[n % 3], 1 + n % 4
+                id_ = shop.hold(product, quantity, self.OVERDUE_SINCE + n, id_=f"o{n}:{product}")
+                pipe.hincrby(shop.keys.stock_prefix + product, "available", 0)
+                pipe.hincrby(shop.keys.stock_prefix + product, "reserved", quantity)
+                self._ids.append(id_)
+                self.stocked[product] += quantity
+            pipe.execute()
+
+    def expired(self) -> list[str]:
+        """Return the reservation ids in the stream of events, sorted."""
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = self._client.xrange(self.shop.keys.events)  # type: ignore[assignment]
+        return sorted(fields[b"reservation_id"].decode() for _, fields in entries)
+
+    def left(self) -> int:
+        """Return how many are in the index still."""
+        left: int = self._client.zcard(self.shop.keys.index)  # type: ignore[assignment]
+        return left
+
+    def assert_conserved(self) -> None:
+        """Assert the conservation law, and that each event stands for one Expired reservation."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for id_ in self._ids:
+                pipe.hget(self.shop.keys.reservation_prefix + id_, "status")
+            statuses = pipe.execute()
+        ended = sorted(id_ for id_, status in zip(self._ids, statuses, strict=True) if status == b"Expired")
+
+        assert ended == self.expired()
+        assert len(self._ids) - len(ended) == self.left()
+        self.shop.assert_conserved(self.stocked)
+
+    def assert_expired_once(self) -> None:
+        """Assert that nothing is left, and that counters, events and totals are exact."""
+        totals: dict[bytes, bytes] = self._client.hgetall(self.shop.keys.stats)  # type: ignore[assignment]
+
+        assert self.left() == 0
+        self.assert_conserved()
+        assert (len(self._ids), self.stocked.total()) == (int(totals[b"expired"]), int(totals[b"units"]))

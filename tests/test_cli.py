@@ -1,0 +1,157 @@
+"""The front door: exit codes, help, and one line for every mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from expirer import __version__, demo
+from expirer.cli import main
+from expirer.settings import Settings
+from tests.inventory import Inventory
+from tests.servers import RedisServer
+
+CLOSED = "redis://127.0.0.1:1/0"
+
+
+def exit_code(*arguments: str) -> int:
+    """Run the command line, and return its exit code."""
+    try:
+        return main(arguments)
+    except SystemExit as stopped:
+        assert isinstance(stopped.code, int)
+        return stopped.code
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the version."""
+    assert exit_code("--version") == 0
+    assert f"expirer {__version__}\n" == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["run", "once", "demo"])
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    """Each verb explains itself, with an example."""
+    assert exit_code(verb, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Example:\n  " in text
+    assert "--redis-url" in text
+
+
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of the sidecar lists every setting as a flag and as a variable."""
+    exit_code("run", "--help")
+    text = capsys.readouterr().out
+
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"[EXPIRER_{name.upper()}]" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["run", "--intervall", "5s"], "--intervall is not a flag; the nearest is --interval"),
+        (["once", "--batch-size"], "argument --batch-size: expected one argument"),
+        (["once", "--batch-size", "0"], "--batch-size=0: input should be greater than or equal to 1"),
+        (["demo", "--redis-url", "localhost"], "--redis-url: is not an address such as"),
+        (["once", "--redis-url", "redis://h:x/0"], "EXPIRER_REDIS_URL: "),
+        (["once", "--redis-url", "redis://h/0?colour=red"], "EXPIRER_REDIS_URL: "),
+        ([], "the following arguments are required: VERB"),
+        (["sweep"], "argument VERB: invalid choice: 'sweep'"),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str) -> None:
+    """Wrong usage exits 2 with one line that names the mistake."""
+    assert exit_code(*arguments) == 2
+    output = capsys.readouterr()
+    assert (output.err.count("\n"), output.out) == (1, "")
+    assert output.err.startswith(f"expirer: {problem}")
+
+
+def test_once_does_one_tick(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """`once` expires what is due and exits 0; it exits 0 also when nothing is due."""
+    with shared_server.client() as client:
+        client.flushall()
+        inventory = Inventory(client)
+        inventory.stock("mug", 9, 1)
+        inventory.hold("mug", expires_at=1)
+
+        assert exit_code("once", "--redis-url", shared_server.url) == 0
+        assert '"event": "processing_completed"' in capsys.readouterr().err
+        inventory.assert_conserved({"mug": 10})
+        assert inventory.counters("mug") == (10, 0)
+        assert exit_code("once", "--redis-url", shared_server.url) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_once_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """`once` exits 1 where Redis cannot be reached, and says why without a traceback."""
+    assert exit_code("once", "--redis-url", CLOSED) == 1
+    error = capsys.readouterr().err
+    assert '"event": "processing_error"' in error
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the demo's shop open for a moment only."""
+    monkeypatch.setattr(demo, "_OPEN_S", 1.2)
+    monkeypatch.setattr(demo, "_SHORTEST_HOLD_S", 0.2)
+    monkeypatch.setattr(demo, "_LONGEST_HOLD_S", 0.6)
+
+
+@pytest.mark.usefixtures("short_demo")
+def test_the_demo_runs_embedded(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo needs no Redis, ends by itself, and shows a conserved table."""
+    assert exit_code("demo") == 0
+    output = capsys.readouterr().out
+    assert "redis-cli -u redis://127.0.0.1:" in output
+    assert "stocked  available   reserved       sold   released    expired" in output
+    assert "Conserved: " in output
+
+
+@pytest.mark.usefixtures("short_demo")
+def test_the_demo_leaves_nothing_behind(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real Redis the demo keeps to its own namespace, and removes it at the end."""
+    with shared_server.client() as client:
+        client.flushall()
+        client.set("theirs", "1")
+
+        assert exit_code("demo", "--redis-url", shared_server.url) == 0
+        assert "Conserved: " in capsys.readouterr().out
+        assert client.keys() == [b"theirs"]
+
+
+def test_the_demo_says_when_a_unit_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A product whose units do not add up is named, and the demo exits 1."""
+    row = demo.Row("mug", stocked=10, available=5, reserved=0, sold=4, released=0, expired=2)
+
+    assert demo._report([row], []) == 1
+    assert "BROKEN: available + reserved + sold is not what was stocked: mug" in capsys.readouterr().out
+
+
+def test_the_demo_needs_a_redis_or_fakeredis(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fakeredis the embedded demo says how to get it."""
+    monkeypatch.setitem(__import__("sys").modules, "fakeredis", None)
+
+    assert exit_code("demo") == 2
+    assert "pip install 'expirer[demo]', or give --redis-url" in capsys.readouterr().err
+
+
+def test_the_demo_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo exits 1 with one line where Redis cannot be reached."""
+    assert exit_code("demo", "--redis-url", CLOSED) == 1
+    assert capsys.readouterr().err.startswith(f"expirer: {CLOSED}: ")
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends a verb quietly with the shell's exit code for it."""
+
+    def interrupt(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupt)
+
+    assert exit_code("demo") == 130

@@ -1,0 +1,242 @@
+"""What the settings promise: one clear line for every mistake, before anything is touched."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from expirer.keys import ShardKeys, shard_keys
+from expirer.settings import ConfigurationError, Settings, load, parse_duration, to_ms
+
+
+def problems(flags: dict[str, str] | None = None) -> list[str]:
+    """Return the lines that stop the start."""
+    with pytest.raises(ConfigurationError) as refused:
+        load(flags)
+    return refused.value.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("250ms", 250),
+        ("5s", 5_000),
+        ("15m", 900_000),
+        ("24h", 86_400_000),
+        ("7d", 604_800_000),
+        ("5", 5_000),
+        ("0", 0),
+        ("1.5s", 1_500),
+        (" 2s ", 2_000),
+    ],
+)
+def test_durations_are_read(text: str, ms: int) -> None:
+    """A duration is a number with a unit, or plain seconds."""
+    duration = parse_duration(text)
+
+    assert isinstance(duration, timedelta)
+    assert ms == to_ms(duration)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "5 apples", "1e3", "5S", "1s2ms", "inf", "9" * 30])
+def test_other_durations_are_refused(text: str) -> None:
+    """Anything else is refused by the name of the variable, with examples."""
+    assert [f"--interval: {text!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d"] == problems({"interval": text})
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting is a variable."""
+    monkeypatch.setenv("EXPIRER_INTERVAL", "30s")
+    monkeypatch.setenv("EXPIRER_BATCH_SIZE", "500")
+    monkeypatch.setenv("EXPIRER_RETENTION", "forever")
+    monkeypatch.setenv("EXPIRER_FIELD_ORDER_ID", "")
+    monkeypatch.setenv("EXPIRER_STATUS_ENDED", "paid, cancelled")
+
+    settings = load()
+
+    assert (timedelta(seconds=30), 500, None, "", ("paid", "cancelled")) == (
+        settings.interval,
+        settings.batch_size,
+        settings.retention,
+        settings.field_order_id,
+        settings.status_ended,
+    )
+
+
+def test_a_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag wins over its variable."""
+    monkeypatch.setenv("EXPIRER_BATCH_SIZE", "500")
+
+    assert load({"batch_size": "50"}).batch_size == 50
+
+
+def test_redis_url_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REDIS_URL serves where EXPIRER_REDIS_URL is not set."""
+    monkeypatch.setenv("REDIS_URL", "redis://one:6379/0")
+    assert load().redis_url.get_secret_value() == "redis://one:6379/0"
+
+    monkeypatch.setenv("EXPIRER_REDIS_URL", "redis://two:6379/0")
+    assert load().redis_url.get_secret_value() == "redis://two:6379/0"
+
+
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable stops the start with the nearest name."""
+    monkeypatch.setenv("EXPIRER_INTERVALL", "5s")
+
+    assert problems() == ["EXPIRER_INTERVALL is not a setting; the nearest is EXPIRER_INTERVAL"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EXPIRER_SERVICE_HOST",
+        "EXPIRER_SERVICE_PORT",
+        "EXPIRER_SERVICE_PORT_HTTP",
+        "EXPIRER_PORT",
+        "EXPIRER_PORT_8080_TCP",
+        "EXPIRER_PORT_8080_TCP_ADDR",
+    ],
+)
+def test_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What Kubernetes injects for a service called expirer does not stop the start."""
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8080")
+
+    load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("batch_size", "0", "=0: input should be greater than or equal to 1"),
+        ("batch_size", "1001", "=1001: input should be less than or equal to 1000"),
+        (
+            "batch_size",
+            "many",
+            "=many: input should be a valid integer, unable to parse string as an integer",
+        ),
+        ("shards", "0", "=0: input should be greater than or equal to 1"),
+        ("clock", "wall", "=wall: input should be 'server' or 'worker'"),
+        ("score_unit", "us", "=us: input should be 'ms' or 's'"),
+        ("index_key", "", "=: string should have at least 1 character"),
+        ("field_product_id", "", "=: string should have at least 1 character"),
+        ("namespace", "", ": '' must be one or more characters other than { and }"),
+        ("namespace", "{shop}", ": '{shop}' must be one or more characters other than { and }"),
+        (
+            "redis_password_file",
+            "/nowhere/secret",
+            ": cannot read '/nowhere/secret': No such file or directory",
+        ),
+    ],
+)
+def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str) -> None:
+    """A bad value stops the start with one line that names its variable, or its flag."""
+    assert [f"--{name.replace('_', '-')}{problem}"] == problems({name: value})
+    monkeypatch.setenv(f"EXPIRER_{name.upper()}", value)
+    assert [f"EXPIRER_{name.upper()}{problem}"] == problems()
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (
+            {"interval": "1s", "resolution": "2s"},
+            "EXPIRER_RESOLUTION (2s) is longer than EXPIRER_INTERVAL (1s)",
+        ),
+        (
+            {"shards": "2", "index_key": "holds"},
+            "EXPIRER_SHARDS=2 cannot be combined with EXPIRER_INDEX_KEY: a custom name belongs to one shard",
+        ),
+        (
+            {"field_available": "", "field_reserved": ""},
+            (
+                "EXPIRER_FIELD_AVAILABLE and EXPIRER_FIELD_RESERVED are both empty:"
+                " expiry would have no counter to give units back to"
+            ),
+        ),
+        (
+            {"field_status": ""},
+            (
+                "EXPIRER_FIELD_STATUS is empty, so an expired reservation would look active:"
+                " set EXPIRER_RETENTION=0 to delete it instead"
+            ),
+        ),
+        (
+            {"field_quantity": "status"},
+            "EXPIRER_FIELD_QUANTITY and EXPIRER_FIELD_STATUS are both 'status'",
+        ),
+        (
+            {"field_reserved": "available"},
+            "EXPIRER_FIELD_AVAILABLE and EXPIRER_FIELD_RESERVED are both 'available'",
+        ),
+        (
+            {"status_active": "HELD", "status_expired": "held"},
+            "EXPIRER_STATUS_ACTIVE and EXPIRER_STATUS_EXPIRED are both 'held'",
+        ),
+        (
+            {"status_active": "Released"},
+            "EXPIRER_STATUS_ACTIVE and EXPIRER_STATUS_ENDED are both 'released'",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(flags: dict[str, str], problem: str) -> None:
+    """Settings that cannot hold together stop the start with a line that names them and the way out."""
+    assert [problem] == problems(flags)
+
+
+def test_every_problem_is_told() -> None:
+    """Two bad values are two lines."""
+    assert len(problems({"batch_size": "0", "clock": "wall"})) == 2
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://:hunter2@host", "", "redis//:hunter2@host"])
+def test_a_bad_url_is_not_repeated(url: str) -> None:
+    """A bad address is refused without showing it: it may hold a password."""
+    (problem,) = problems({"redis_url": url})
+
+    assert problem.startswith("--redis-url: is not an address such as redis://host:6379/0")
+    assert "hunter2" not in problem
+
+
+def test_no_password_in_a_repr(tmp_path: Path) -> None:
+    """The settings' repr shows no password."""
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    settings = load({"redis_url": "redis://:hunter2@host/0", "redis_password_file": str(secret)})
+
+    assert "hunter2" not in repr(settings) + str(settings) + repr(settings.model_dump())
+
+
+def test_the_contracts_names() -> None:
+    """The keys of the contract, with one shard and with more."""
+    assert ShardKeys(
+        index="{inventory}:reservations",
+        events="{inventory}:expired",
+        quarantine="{inventory}:quarantine",
+        control="{inventory}:control",
+        stats="{inventory}:stats",
+        workers="{inventory}:workers",
+        wake="{inventory}:wake",
+        reservation_prefix="{inventory}:reservation:",
+        stock_prefix="{inventory}:stock:",
+    ) == ShardKeys.of("inventory")
+    keys = shard_keys(Settings(shards=3, namespace="shop"))
+    assert [shard.wake for shard in keys] == ["{shop:0}:wake", "{shop:1}:wake", "{shop:2}:wake"]
+
+
+def test_custom_names_are_literal() -> None:
+    """Custom names replace the contract's as they stand; an empty prefix is a prefix too."""
+    settings = Settings(index_key="holds", events_key="gone", reservation_prefix="", stock_prefix="stock:")
+
+    (keys,) = shard_keys(settings)
+
+    assert (
+        keys.index,
+        keys.events,
+        keys.reservation_prefix,
+        keys.stock_prefix,
+        keys.quarantine,
+    ) == ("holds", "gone", "", "stock:", "{inventory}:quarantine")
+    assert settings.is_custom_layout
+    assert not Settings().is_custom_layout

@@ -1,0 +1,497 @@
+"""What the worker promises: when it looks, what it logs, and that nothing ends it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from queue import Empty
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+
+from expirer import Reservations
+from expirer.keys import ShardKeys
+from expirer.settings import Settings
+from expirer.worker import Tick, Worker
+from tests.conftest import Log
+from tests.inventory import NOW, Inventory
+
+MakeWorker = Callable[..., Worker]
+
+DEADLINE_S = 20.0
+"""How long a test waits for what should happen at once, before it calls it broken."""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return as soon as the condition holds; fail where it never does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
+
+
+class FakeTime:
+    """A clock and a signal queue in one: waiting for a signal moves the clock, and the last wait stops the worker."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, waits: int) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+        self._worker = worker
+        self._most = waits
+        monkeypatch.setattr("expirer.worker.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(worker, "_signals", self)
+        monkeypatch.setattr("expirer.worker.WakeListener.start", lambda _: None)
+
+    def get(self, timeout: float) -> int:
+        """Wait."""
+        self.waits.append(round(timeout, 6))
+        self.now += timeout
+        if len(self.waits) == self._most:
+            self._worker.stop()
+        raise Empty
+
+    def put(self, _signal: int) -> None:
+        """Take a signal: the next wait ends anyway."""
+
+
+@pytest.mark.parametrize("word", ["1", "yes", "true", "on", "maintenance"])
+def test_a_pause_holds(inventory: Inventory, worker: Worker, word: str) -> None:
+    """While the control key says paused nothing expires; the heartbeat and the overdue count go on."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug")
+    inventory.client.hset(inventory.keys.control, "paused", word)
+
+    assert Tick(overdue=1, paused=1) == worker.tick()
+    assert inventory.client.zcard(inventory.keys.workers) == 1
+    inventory.assert_conserved({"mug": 10})
+
+
+@pytest.mark.parametrize("word", ["0", "", "no", "False", "OFF"])
+def test_no_pause_is_no_pause(inventory: Inventory, worker: Worker, word: str) -> None:
+    """A control key that says not paused holds nothing up."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug")
+    inventory.client.hset(inventory.keys.control, mapping={"paused": word, "reason": "earlier"})
+
+    assert worker.tick().expired == 1
+    inventory.assert_conserved({"mug": 10})
+
+
+@pytest.mark.parametrize(("until", "expired"), [(NOW + 1, 0), (NOW, 1), (NOW - 1, 1), ("tomorrow", 0), ("", 0)])
+def test_a_pause_ends_by_itself(inventory: Inventory, worker: Worker, until: object, expired: int) -> None:
+    """A pause lasts until its time; one whose end cannot be read lasts until it is lifted."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug")
+    inventory.client.hset(inventory.keys.control, mapping={"paused": 1, "until": until})  # type: ignore[dict-item]
+
+    assert expired == worker.tick().expired
+    inventory.assert_conserved({"mug": 10})
+
+
+def test_the_end_of_a_pause_is_the_servers_time(inventory: Inventory, make_worker: MakeWorker) -> None:
+    """Where the server's clock decides what is due, it also decides when a pause ends."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug", expires_at=1)
+    seconds, _ = inventory.client.time()
+    worker = make_worker(None)
+    inventory.client.hset(inventory.keys.control, mapping={"paused": 1, "until": (seconds + 3600) * 1000})
+    assert worker.tick().expired == 0
+
+    inventory.client.hset(inventory.keys.control, "until", (seconds - 1) * 1000)
+
+    assert worker.tick().expired == 1
+    inventory.assert_conserved({"mug": 10})
+
+
+def test_a_pause_is_logged_once(inventory: Inventory, worker: Worker, log: Log) -> None:
+    """The start of a pause is logged once, with who and why, and its end once."""
+    control = {"paused": 1, "by": "ann", "reason": "payment outage", "until": NOW + 5000}
+    inventory.client.hset(inventory.keys.control, mapping=control)  # type: ignore[arg-type]
+    worker.tick()
+    worker.tick()
+    inventory.client.delete(inventory.keys.control)
+    worker.tick()
+    worker.tick()
+
+    (paused,) = log.of("expiry_paused")
+    assert (paused["by"], paused["reason"], paused["until"]) == ("ann", "payment outage", NOW + 5000)
+    assert [entry["event"] for entry in log.entries] == ["expiry_paused", "expiry_resumed"]
+
+
+def test_a_drain_stops_at_a_pause(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
+    """A pause in the middle of a drain ends it after the batch that was under way."""
+    inventory.stock("mug", 0, 30)
+    for _ in range(30):
+        inventory.hold("mug")
+    worker = make_worker(batch_size=10)
+    expiry = worker._shards[0].expiry
+    expire_batch = expiry.expire_batch
+
+    def pause_after_one() -> object:
+        batch = expire_batch()
+        inventory.client.hset(inventory.keys.control, "paused", 1)
+        return batch
+
+    expiry.expire_batch = pause_after_one  # type: ignore[method-assign,assignment]
+
+    assert Tick(expired=10, units=10, overdue=20, paused=1) == worker.tick()
+    assert len(log.of("expiry_paused")) == 1
+    inventory.assert_conserved({"mug": 30})
+
+
+def test_the_log_tells_the_tick(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
+    """A tick logs what it found, each reservation, and one line of counts, in that order."""
+    inventory.stock("mug", 7, 3)
+    inventory.hold("mug", 2, id_="o1:mug", order_id="o1")
+    inventory.hold("mug", 1, id_="o2:mug", order_id="o2")
+    inventory.hold("mug", 0, id_="o3:mug")
+    inventory.hold("mug", status="Released", id_="o4:mug")
+    worker = make_worker(batch_size=2)
+
+    worker.tick()
+
+    found, *reservations, completed = [
+        {name: value for name, value in entry.items() if name not in ("log_level", "elapsed_ms")}
+        for entry in log.entries
+    ]
+    common = {"worker": worker.id, "shard": 0}
+    assert {"event": "found_expired_reservations", "count": 4, **common} == found
+    assert [(entry["event"], entry["reservation_id"]) for entry in reservations] == [
+        ("reservation_expired", "o1:mug"),
+        ("reservation_expired", "o2:mug"),
+        ("reservation_quarantined", "o3:mug"),
+        ("reservation_skipped", "o4:mug"),
+    ]
+    assert {
+        "event": "reservation_expired",
+        "reservation_id": "o1:mug",
+        "order_id": "o1",
+        "product_id": "mug",
+        "quantity": 2,
+        "expires_at": NOW - 1000,
+        "lateness_ms": 1000,
+        **common,
+    } == reservations[0]
+    assert {
+        "event": "processing_completed",
+        "count": 2,
+        "units": 3,
+        "skipped": 1,
+        "rescheduled": 0,
+        "quarantined": 1,
+        "overdue": 0,
+        **common,
+    } == completed
+
+
+def test_an_idle_tick_is_silent(inventory: Inventory, worker: Worker, log: Log) -> None:
+    """A tick that finds nothing due logs nothing."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug", expires_at=NOW + 1)
+
+    assert Tick() == worker.tick()
+    assert log.entries == []
+
+
+def test_a_flushed_script_is_no_error(inventory: Inventory, worker: Worker, log: Log) -> None:
+    """After SCRIPT FLUSH the script is loaded again at once, and nothing is logged about it."""
+    inventory.stock("mug", 8, 2)
+    inventory.hold("mug")
+    worker.tick()
+    inventory.hold("mug")
+    inventory.client.script_flush()
+
+    assert Tick(expired=1, units=1) == worker.tick()
+    assert log.of("processing_error") == []
+    inventory.assert_conserved({"mug": 10})
+
+
+def test_one_bad_shard_does_not_stop_the_others(client: redis.Redis, log: Log) -> None:
+    """An error on one shard is logged with its number, and the other shards are swept."""
+    shops = [Inventory(client, ShardKeys.of("inventory", shard, 3)) for shard in range(3)]
+    for shop in shops:
+        shop.stock("mug", 9, 1)
+        shop.hold("mug")
+    client.delete(shops[1].keys.index)
+    client.set(shops[1].keys.index, "not ours")
+
+    tick = Worker(client, Settings(shards=3), log.logger(), lambda: NOW).tick()
+
+    assert Tick(expired=2, units=2, errors=1) == tick
+    assert [entry["shard"] for entry in log.of("processing_error")] == [1]
+    for shop in shops:
+        shop.assert_conserved({"mug": 10})
+
+
+@pytest.fixture
+def fake_server() -> fakeredis.FakeServer:
+    """Return a fake server that can go away."""
+    return fakeredis.FakeServer()
+
+
+def test_an_outage_is_logged_and_outlived(
+    fake_server: fakeredis.FakeServer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away the worker logs, waits longer each time, at most 5 s, and goes on when it is back."""
+    client = fakeredis.FakeRedis(server=fake_server)
+    shop = Inventory(client)
+    shop.stock("mug", 9, 1)
+    shop.hold("mug")
+    worker = Worker(client, Settings(), log.logger(), lambda: NOW)
+    fake_time = FakeTime(worker, monkeypatch, waits=10)
+    fake_server.connected = False
+
+    worker.run()
+
+    assert all(0.05 * 2**i <= wait <= 0.1 * 2**i for i, wait in enumerate(fake_time.waits[:6]))
+    assert all(2.5 <= wait <= 5 for wait in fake_time.waits[6:])
+    errors = log.of("processing_error")
+    assert {"ConnectionError"} == {entry["error"] for entry in errors}
+    assert [round(wait * 1000) for wait in fake_time.waits] == [entry["retry_in_ms"] for entry in errors]
+    fake_server.connected = True
+    assert worker.tick().expired == 1
+    shop.assert_conserved({"mug": 10})
+
+
+def test_the_interval_caps_the_pause_after_an_error(
+    fake_server: fakeredis.FakeServer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause after an error is never longer than the interval."""
+    worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(interval="200ms"), log.logger())
+    fake_time = FakeTime(worker, monkeypatch, waits=8)
+    fake_server.connected = False
+
+    worker.run()
+
+    assert max(fake_time.waits) <= 0.2
+
+
+def test_a_bug_is_logged_with_its_traceback(worker: Worker, log: Log) -> None:
+    """An error that is not Redis's is logged with a traceback, and does not end the worker."""
+
+    def fail() -> None:
+        raise LookupError("surprise")
+
+    worker._shards[0].expiry.expire_batch = fail  # type: ignore[method-assign,assignment]
+
+    assert Tick(errors=1) == worker.tick()
+    (entry,) = log.of("processing_error")
+    assert (entry["error"], entry["message"], entry["exc_info"]) == ("LookupError", "surprise", True)
+
+
+@pytest.mark.parametrize(
+    ("hold_ms", "settings", "wait"),
+    [
+        (None, {}, 60.0),
+        (None, {"interval": "5s"}, 5.0),
+        (90_000, {}, 60.0),
+        (2_000, {}, 2.001),
+        (2_000, {"grace": "1s"}, 3.001),
+        (10, {}, 0.05),
+        (10, {"resolution": "1ms"}, 0.011),
+        (0, {"resolution": "1ms"}, 0.001),
+    ],
+)
+def test_it_sleeps_until_the_next_expiry(
+    inventory: Inventory,
+    make_worker: MakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    hold_ms: int | None,
+    settings: dict[str, str],
+    wait: float,
+) -> None:
+    """The worker sleeps until the millisecond after the next ExpiresAt, from the resolution to the interval."""
+    inventory.stock("mug", 9, 1)
+    if hold_ms is not None:
+        inventory.hold("mug", expires_at=NOW + hold_ms)
+    worker = make_worker(**settings)
+    fake_time = FakeTime(worker, monkeypatch, waits=2)
+
+    worker.run()
+
+    assert [wait, wait] == fake_time.waits
+
+
+@pytest.mark.parametrize(("until", "wait"), [({}, 60.0), ({"until": NOW + 7000}, 7.0)])
+def test_it_sleeps_through_a_pause(
+    inventory: Inventory,
+    make_worker: MakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    until: dict[str, int],
+    wait: float,
+) -> None:
+    """While paused the worker does not spin on what is overdue: it sleeps the interval, or until the pause ends."""
+    inventory.stock("mug", 9, 1)
+    inventory.hold("mug")
+    inventory.client.hset(inventory.keys.control, mapping={"paused": 1, **until})  # type: ignore[dict-item]
+    worker = make_worker()
+    fake_time = FakeTime(worker, monkeypatch, waits=2)
+
+    worker.run()
+
+    assert [wait, wait] == fake_time.waits
+
+
+def test_only_shards_that_are_due_are_swept(client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two expiries of one shard the others are left alone until their own time, or the interval."""
+    Inventory(client, ShardKeys.of("inventory", 1, 2)).hold("mug", expires_at=NOW + 10_000)
+    worker = Worker(client, Settings(shards=2), log.logger(), lambda: NOW)
+    fake_time = FakeTime(worker, monkeypatch, waits=7)
+    swept: list[tuple[int, float]] = []
+    for shard in worker._shards:
+
+        def sweep(number: int = shard.number, real: Callable[[], Any] = shard.expiry.expire_batch) -> object:
+            swept.append((number, round(fake_time.now - 1000)))
+            return real()
+
+        shard.expiry.expire_batch = sweep  # type: ignore[assignment, method-assign]
+
+    worker.run()
+
+    assert [sweep for sweep in swept if sweep[0] == 0] == [(0, 0), (0, 60)]
+    assert [at for number, at in swept if number == 1] == [0, 10, 20, 30, 40, 50]
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    """Run the worker in a thread until the block ends."""
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_a_message_wakes_it(server_client: redis.Redis, log: Log) -> None:
+    """A reservation sooner than all before it is expired at once, though the worker slept for a day."""
+    shop = Inventory(server_client)
+    shop.stock("mug", 10)
+    worker = Worker(server_client, Settings(interval="24h"), log.logger())
+
+    with running(worker):
+        wait_until(lambda: server_client.pubsub_numsub(shop.keys.wake)[0][1] == 1)
+        wait_until(lambda: server_client.zcard(shop.keys.workers))
+        Reservations(server_client).reserve("o1", "mug", 2, timedelta(milliseconds=30))
+        wait_until(lambda: log.of("reservation_expired"))
+
+    assert shop.status("o1:mug") == "Expired"
+    shop.assert_conserved({"mug": 10})
+
+
+def test_a_lost_subscription_is_renewed(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its subscription was cut the worker subscribes again, and looks for what it missed."""
+    monkeypatch.setattr("expirer.wake._RECONNECT_S", 0.05)
+    shop = Inventory(server_client)
+    shop.stock("mug", 10)
+    worker = Worker(server_client, Settings(interval="24h"), log.logger())
+
+    with running(worker):
+        wait_until(lambda: server_client.pubsub_numsub(shop.keys.wake)[0][1] == 1)
+        server_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+        shop.stock("mug", 9, 1)
+        shop.hold("mug", expires_at=1)
+        wait_until(lambda: log.of("reservation_expired"))
+
+    shop.assert_conserved({"mug": 10})
+
+
+def test_a_burst_of_messages_is_one_signal(make_worker: MakeWorker) -> None:
+    """However many messages arrive while the worker is busy, they wake it once."""
+    worker = make_worker()
+
+    for _ in range(1000):
+        worker._wake(0)
+
+    assert worker._signals.qsize() == 1
+
+
+def test_start_and_stop_are_logged(
+    inventory: Inventory, make_worker: MakeWorker, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line names the settings and the layout in use, the last one what was done."""
+    inventory.stock("mug", 8, 2)
+    inventory.hold("mug", 2)
+    worker = make_worker(redis_url="redis://:secret@db.example:6380/3")
+    FakeTime(worker, monkeypatch, waits=1)
+
+    worker.run()
+
+    started, *_, stopped = log.entries
+    assert (
+        started["event"],
+        started["layout"],
+        started["interval_ms"],
+    ) == ("job_started", "contract", 60_000)
+    assert started["redis"] == "redis://db.example:6380/3"
+    assert (stopped["event"], stopped["expired"], stopped["units"]) == ("job_stopped", 1, 2)
+    inventory.assert_conserved({"mug": 10})
+
+
+def test_the_layout_in_use_is_named(make_worker: MakeWorker, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With names of its own the first line lists the whole mapping."""
+    worker = make_worker(index_key="holds", field_quantity="qty")
+    FakeTime(worker, monkeypatch, waits=1)
+
+    worker.run()
+
+    layout = log.of("job_started")[0]["layout"]
+    assert (
+        layout["index_key"],
+        layout["field_quantity"],
+        layout["stock_prefix"],
+    ) == ("holds", "qty", "{inventory}:stock:")
+
+
+def test_an_evicting_policy_is_warned_of(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that may evict Active reservations is warned of at the start."""
+    worker = Worker(server_client, Settings(), log.logger())
+    FakeTime(worker, monkeypatch, waits=1)
+    server_client.config_set("maxmemory-policy", "allkeys-lru")
+
+    try:
+        worker.run()
+    finally:
+        server_client.config_set("maxmemory-policy", "noeviction")
+
+    assert [entry["policy"] for entry in log.of("eviction_risk")] == ["allkeys-lru"]
+
+
+def test_a_stop_before_the_start_is_kept(worker: Worker, log: Log) -> None:
+    """A worker that was stopped before it ran returns at once, and may be stopped again."""
+    worker.stop()
+    worker.stop()
+
+    worker.run()
+
+    assert [entry["event"] for entry in log.entries] == ["job_started", "job_stopped"]
+
+
+def test_a_stop_ends_a_drain_after_its_batch(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
+    """A stop in the middle of a drain lets the current batch finish, whole, and leaves the rest."""
+    inventory.stock("mug", 0, 30)
+    for _ in range(30):
+        inventory.hold("mug")
+    worker = make_worker(batch_size=10)
+    expiry = worker._shards[0].expiry
+    expire_batch = expiry.expire_batch
+
+    def stop_after_one() -> object:
+        batch = expire_batch()
+        worker.stop()
+        return batch
+
+    expiry.expire_batch = stop_after_one  # type: ignore[method-assign,assignment]
+
+    worker.run()
+
+    (completed,) = log.of("processing_completed")
+    assert (completed["count"], completed["overdue"]) == (10, 20)
+    inventory.assert_conserved({"mug": 30})
