@@ -13,7 +13,7 @@ from typing import NoReturn
 import expirer
 from expirer.connect import connect
 from expirer.logs import build_logger
-from expirer.settings import ConfigurationError, Settings, load, variable
+from expirer.settings import CONNECTION, ConfigurationError, Settings, load, variable
 from expirer.worker import Worker
 
 _STOP_DEADLINE_S = 0.8
@@ -88,6 +88,8 @@ def _build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=verb)
         settings = sub.add_argument_group("settings", "Each is also an environment variable; a flag wins over it.")
         for setting, field in Settings.model_fields.items():
+            if name == "demo" and setting not in CONNECTION:
+                continue
             settings.add_argument(_flag(setting), metavar="…", help=f"{field.description} [{variable(setting)}]")
     return parser
 

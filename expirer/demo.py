@@ -26,7 +26,7 @@ from expirer.connect import connect, location, redact
 from expirer.keys import ShardKeys, shard_keys
 from expirer.logs import build_logger
 from expirer.reservations import InsufficientStock, Refused, Reservations
-from expirer.settings import ConfigurationError, Settings
+from expirer.settings import CONNECTION, ConfigurationError, Settings
 from expirer.worker import Worker
 
 STOCKED = {"lamp": 15, "mug": 60, "poster": 90, "tee": 40}
@@ -35,7 +35,6 @@ _SHOPPERS_PER_S = 14
 _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.8, 3.0
 _SETTLE_S = 3.0
 """How long after closing the last holds may take to end; a deadline, not a wait."""
-_CONNECTION = ("redis_url", "redis_password_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Shop:
 def run(settings: Settings, *, embedded: bool) -> int:
     """Run the demo on an embedded Redis or on the one of the settings; return the exit code."""
     namespace = f"expirer-demo-{secrets.token_hex(2)}"
-    defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in _CONNECTION}
+    defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in CONNECTION}
     settings = settings.model_copy(update=defaults | {"namespace": namespace, "log_level": "warning"})
     if not embedded:
         return _run_on(settings)
@@ -131,7 +130,7 @@ def run(settings: Settings, *, embedded: bool) -> int:
 def _run_on(settings: Settings) -> int:
     client = connect(settings)
     (keys,) = shard_keys(settings)
-    shop = Shop(Reservations(client, namespace=settings.namespace), seed=secrets.randbits(32))
+    shop = Shop(Reservations.from_settings(client, settings), seed=secrets.randbits(32))
     try:
         for name in ("expire", "reserve", "confirm", "release", "extend"):
             client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -157,11 +156,6 @@ class Expiry:
             return self._now_ms()
         seconds, microseconds = pipe.time()
         return seconds * 1000 + microseconds // 1000
-
-
-def worker_clock() -> int:
-    """Return this machine's time, Unix ms."""
-    return time.time_ns() // 1_000_000
 
 
 def _parse(reply: list[Any], pause: Pause | None) -> Batch:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, cast
+from typing import Self, cast
+
+from redis import Redis
 
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_of
-from expirer.settings import to_ms
-
-if TYPE_CHECKING:
-    from redis import Redis
+from expirer.settings import Settings, to_ms, worker_clock
 
 
 class Code(StrEnum):
@@ -98,7 +97,7 @@ class Reservations:
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # named settings, each with a default
         self,
         client: Redis,
         *,
@@ -117,7 +116,26 @@ class Reservations:
         self._release = client.register_script(scripts.load("release").text)
         self._extend = client.register_script(scripts.load("extend").text)
 
-    def reserve(  # noqa: PLR0913  # each names a part of the reservation
+    @classmethod
+    def from_settings(cls, client: Redis, settings: Settings) -> Self:
+        """Build a checkout that agrees with a sidecar of the same settings.
+
+        Raises:
+            ValueError: the settings describe a layout of the inventory's own; so it has its own checkout.
+
+        """
+        if settings.is_custom_layout:
+            raise ValueError("Reservations speaks the contract only, and these settings describe another layout")
+        return cls(
+            client,
+            namespace=settings.namespace,
+            shards=settings.shards,
+            default_duration=settings.default_duration,
+            retention=settings.retention,
+            now_ms=worker_clock if settings.clock == "worker" else None,
+        )
+
+    def reserve(
         self,
         order_id: str,
         product_id: str,

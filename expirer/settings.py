@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -53,6 +54,11 @@ def parse_duration(value: object) -> object:
 def to_ms(duration: timedelta) -> int:
     """Return whole milliseconds."""
     return duration // _MS
+
+
+def worker_clock() -> int:
+    """Return this machine's time, Unix ms: the clock where EXPIRER_CLOCK is `worker`."""
+    return time.time_ns() // 1_000_000
 
 
 def _forever(value: object) -> object:
@@ -219,6 +225,7 @@ class Settings(BaseSettings):
         return any(getattr(self, name) != type(self).model_fields[name].default for name in LAYOUT)
 
 
+CONNECTION = ("redis_url", "redis_password_file")
 _KEY_SETTINGS = ("index_key", "reservation_prefix", "stock_prefix", "events_key")
 _RESERVATION_FIELDS = (
     "field_order_id",

@@ -19,9 +19,9 @@ from structlog.typing import FilteringBoundLogger
 
 import expirer
 from expirer.connect import location, redact
-from expirer.expiry import Batch, Expiry, Pause, worker_clock
+from expirer.expiry import Batch, Expiry, Pause
 from expirer.keys import shard_keys
-from expirer.settings import LAYOUT, Settings, to_ms
+from expirer.settings import LAYOUT, Settings, to_ms, worker_clock
 from expirer.wake import WakeListener
 
 _FIRST_RETRY_S = 0.1

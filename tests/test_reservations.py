@@ -440,3 +440,25 @@ def test_shards_keep_products_apart(client: redis.Redis) -> None:
     assert (tick.expired, tick.units) == (20, 40)
     for product in products:
         Inventory(client, ShardKeys.of("inventory", shard_of(product, 4), 4)).assert_conserved({product: 5})
+
+
+def test_settings_make_a_checkout(client: redis.Redis) -> None:
+    """A checkout built from the sidecar's settings uses its namespace, shards, duration and retention."""
+    settings = Settings(namespace="shop", shards=2, default_duration="1m", retention="0", clock="worker")
+    shop = Inventory(client, ShardKeys.of("shop", shard_of("mug", 2), 2))
+    shop.stock("mug", 10)
+    checkout = Reservations.from_settings(client, settings)
+
+    held = checkout.reserve("o1", "mug", 3)
+
+    assert held.reserved_at is not None
+    assert held.expires_at == held.reserved_at + 60_000
+    checkout.release("o1", "mug")
+    assert shop.status("o1:mug") is None
+    shop.assert_conserved({"mug": 10})
+
+
+def test_a_layout_of_its_own_has_a_checkout_of_its_own(client: redis.Redis) -> None:
+    """With custom names the client refuses to write what that inventory would not understand."""
+    with pytest.raises(ValueError, match="speaks the contract only"):
+        Reservations.from_settings(client, Settings(index_key="holds"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,19 +19,9 @@ from expirer.settings import Settings
 from expirer.worker import Tick, Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
+from tests.program import DEADLINE_S, wait_until
 
 MakeWorker = Callable[..., Worker]
-
-DEADLINE_S = 20.0
-"""How long a test waits for what should happen at once, before it calls it broken."""
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return as soon as the condition holds; fail where it never does."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.002)
 
 
 class FakeTime:

@@ -1,0 +1,234 @@
+"""The README is true: its sessions are run, its tables compared with the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from expirer import scripts
+from expirer.settings import Settings
+from expirer.worker import Tick, Worker
+from tests.conftest import Log
+from tests.inventory import NOW, Inventory
+from tests.program import Program, wait_until
+from tests.servers import RedisServer, find_cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks of some languages: (language, text)."""
+    return [
+        block
+        for block in re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+        if block[0] in languages
+    ]
+
+
+def normal(text: str) -> str:
+    """Return the text with times, versions and machine names made equal."""
+    text = re.sub(r"\b1\d{12}\b", "<ms>", text)
+    text = re.sub(r'"time": "[^"]*"', '"time": "<time>"', text)
+    text = re.sub(r'"[^" ]*:\d+:[0-9a-f]{4}"', '"<worker>"', text)
+    text = re.sub(r'"(unix|redis)://[^"]*"', '"<url>"', text)
+    return re.sub(r'"(lateness_ms|elapsed_ms)": \d+', r'"\1": <n>', text)
+
+
+class Reader:
+    """A reader at a terminal who types what the README shows, against one server."""
+
+    def __init__(self, server: RedisServer, folder: Path, stack: ExitStack) -> None:
+        self._server = server
+        self._stack = stack
+        self._program: Program | None = None
+        cli = find_cli()
+        assert cli is not None
+        self._cli = [str(cli), "-s", str(server.socket), "--no-raw"]
+        (folder / "redis-cli").write_text(f'#!/bin/sh\nexec {shlex.join(self._cli)} "$@"\n')
+        (folder / "redis-cli").chmod(0o755)
+        self._shell = subprocess.Popen(
+            ["/bin/bash"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
+        )
+        stack.callback(self._shell.wait)
+        stack.callback(self._shell.stdin.close)  # type: ignore[union-attr]
+        stack.callback(self._shell.stdout.close)  # type: ignore[union-attr]
+
+    def types(self, command: str) -> str:
+        """Return what a shell command prints; the sidecar stays running."""
+        if command.startswith("expirer run"):
+            self._program = self._stack.enter_context(Program(self._server.url))
+            self._program.wait_for("processing_completed")
+            return "".join(self._program.lines)
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(f"{command}; echo :end:\n")
+        self._shell.stdin.flush()
+        return "".join(iter(self._shell.stdout.readline, ":end:\n"))
+
+    def session(self, block: str) -> Iterator[tuple[str, str]]:
+        """Type a redis-cli session on one connection; yield what is expected and what was printed."""
+        with self._server.client() as client:
+            connection = client.connection_pool.get_connection()
+            for step in re.split(r"^(?=[>#] )", block, flags=re.MULTILINE)[1:]:
+                line, _, expected = step.partition("\n")
+                if line.startswith("# "):
+                    self._expire(line.split()[-1])
+                    continue
+                connection.send_command(*shlex.split(line[2:]))
+                yield expected, printed(connection.read_response())
+            client.connection_pool.release(connection)
+
+    def _expire(self, id_: str) -> None:
+        with self._server.client() as client:
+            shop = Inventory(client)
+            client.zadd(shop.keys.index, {id_: 1})
+            client.publish(shop.keys.wake, "1")
+            wait_until(lambda: shop.status(id_) == "Expired")
+
+
+def printed(reply: Any) -> str:  # noqa: ANN401  # a reply of Redis
+    """Return a reply as redis-cli prints it."""
+    if isinstance(reply, list):
+        return "".join(f"{number}) {printed(item)}" for number, item in enumerate(reply, 1))
+    if reply is None:
+        return "(nil)\n"
+    if isinstance(reply, int):
+        return f"(integer) {reply}\n"
+    text = reply.decode()
+    return f"{text}\n" if text in ("OK", "QUEUED") else f'"{text}"\n'
+
+
+def test_its_sessions_are_real(own_server: RedisServer, tmp_path: Path) -> None:
+    """Every redis-cli session of the README, typed in order, prints what the README shows."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    with own_server.client() as client, ExitStack() as stack:
+        shop = Inventory(client)
+        reader = Reader(own_server, folder, stack)
+        for language, block in blocks("console", "redis"):
+            if "order-3" in block:
+                shop.stock("mug", 6, 2)
+                shop.hold("mug", 2, 4102444800000, "order-3:mug")
+                client.hdel(shop.keys.reservation_prefix + "order-3:mug", "expires_at")
+            if language == "redis":
+                for expected, actual in reader.session(block):
+                    assert normal(expected) == normal(actual)
+            else:
+                for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+                    assert normal(expected) == normal(reader.types(command))
+
+        assert [b"%d" % 8, b"0"] == client.hmget(shop.keys.stock_prefix + "mug", ["available", "reserved"])
+        shop.assert_conserved({"mug": 10})
+
+
+def test_its_python_runs(server_client: redis.Redis, shared_server: RedisServer) -> None:
+    """The Python example reserves, extends and confirms."""
+    shop = Inventory(server_client)
+    shop.stock("mug", 10)
+    ((_, code),) = blocks("python")
+
+    exec(code.replace("redis.Redis()", f"redis.Redis.from_url({shared_server.url!r})"), {})  # noqa: S102
+
+    assert "Confirmed" == shop.status("order-4:mug")
+    shop.assert_conserved({"mug": 10})
+
+
+def test_its_layouts_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example of a layout is a valid configuration."""
+    layouts = [block for _, block in blocks("sh") if block.startswith("EXPIRER_")]
+    for layout in layouts:
+        with monkeypatch.context() as environment:
+            for assignment in layout.split():
+                environment.setenv(*assignment.split("=", 1))
+
+            assert Settings().is_custom_layout
+    assert 3 == len(layouts)
+
+
+def default_of(name: str) -> str:
+    """Return a setting's default as the README writes it."""
+    default = Settings.model_fields[name].get_default()
+    names = {"index_key": "reservations", "reservation_prefix": "reservation:", "stock_prefix": "stock:"}
+    if name in names or name == "events_key":
+        return "{inventory}:" + names.get(name, "expired")
+    if name == "redis_url":
+        return str(default.get_secret_value())
+    if isinstance(default, timedelta):
+        for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
+            count = default / timedelta(seconds=size)
+            if count >= 1 and count == int(count) and (unit, count) != ("m", 1):
+                return f"{count:g}{unit}"
+        return "0s" if not default else f"{default / timedelta(milliseconds=1):g}ms"
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return "" if default is None else str(default)
+
+
+def test_its_settings_are_all() -> None:
+    """The table lists every setting with its default, in the code's order."""
+    rows = re.findall(r"^\| `(EXPIRER_\w+)` \| (?:`([^`]*)`)? ?\|", README, re.MULTILINE)
+
+    assert [(f"EXPIRER_{name.upper()}", default_of(name)) for name in Settings.model_fields] == rows
+
+
+def test_its_events_are_all() -> None:
+    """The table lists every event that the code logs, and no other."""
+    logged = set()
+    for source in (ROOT / "expirer").glob("*.py"):
+        logged |= set(re.findall(r"\b_?log\.\w+\([^\"\n]*\n?\s*\"(\w+)\"", source.read_text()))
+    table = README[README.index("| event | level |") :].split("\n\n")[0]
+    listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+    assert logged == listed
+
+
+def test_its_reasons_are_all() -> None:
+    """The table lists every reason for quarantine."""
+    text = scripts.load("expire").text
+    given = set(re.findall(r"return 'quarantined', '(\w+)'|reason = (?:counters\.reason or )?'(\w+)'", text))
+    table = README[README.index("| reason | what is wrong") :].split("\n\n")[0]
+    listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+    assert {first or second for first, second in given} == listed
+
+
+def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServer) -> None:
+    """A user with exactly the listed commands expires, reschedules, skips, quarantines, pauses and listens."""
+    section = README[README.index("For an ACL user the sidecar needs") :].split("\n\n")[0]
+    rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", section)]
+    server_client.execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
+    shop = Inventory(server_client)
+    shop.stock("mug", 7, 3)
+    server_client.set(shop.keys.stock_prefix + "tea", 5)
+    for product_id, fields in (("mug", {}), ("tea", {}), ("mug", {"status": "Released"}), ("mug", {"quantity": "x"})):
+        shop.hold(product_id, **{"expires_at": 1000, **fields})  # type: ignore[arg-type]
+    extended = shop.hold("mug", expires_at=1000)
+    server_client.hset(shop.keys.reservation_prefix + extended, "expires_at", 2 * NOW)
+    server_client.hset(shop.keys.quarantine, "earlier", "reason=stock_missing at=1 score=1")
+    server_client.hset(shop.keys.control, mapping={"paused": 1, "until": 1})
+    server_client.script_flush()
+    log = Log()
+    with redis.Redis.from_url(f"unix://sidecar@{shared_server.socket}", protocol=2, client_name="expirer") as client:
+        tick = Worker(client, Settings(), log.logger()).tick()
+
+        assert Tick(expired=2, units=2, skipped=1, rescheduled=1, quarantined=1) == tick, log.entries
+        client.pubsub().subscribe(shop.keys.wake)
+        client.info("memory")
+    server_client.execute_command("ACL", "DELUSER", "sidecar")  # type: ignore[no-untyped-call]
+    assert (8, 2) == shop.counters("mug")
