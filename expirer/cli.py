@@ -13,7 +13,7 @@ from typing import NoReturn
 import expirer
 from expirer.connect import connect
 from expirer.logs import build_logger
-from expirer.settings import CONNECTION, ConfigurationError, Settings, load, variable
+from expirer.settings import CONNECTION, ConfigurationError, Settings, default_text, load, variable
 from expirer.worker import Worker
 
 _STOP_DEADLINE_S = 0.8
@@ -90,7 +90,11 @@ def _build_parser() -> argparse.ArgumentParser:
         for setting, field in Settings.model_fields.items():
             if name == "demo" and setting not in CONNECTION:
                 continue
-            settings.add_argument(_flag(setting), metavar="…", help=f"{field.description} [{variable(setting)}]")
+            default = default_text(setting)
+            default = f"; default {default}" if default else ""
+            settings.add_argument(
+                _flag(setting), metavar="…", help=f"{field.description}{default} [{variable(setting)}]"
+            )
     return parser
 
 

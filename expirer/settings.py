@@ -251,6 +251,21 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
+def default_text(name: str) -> str:
+    """Return a setting's default as one would write it; empty where there is none."""
+    default = Settings.model_fields[name].get_default()
+    if isinstance(default, timedelta):
+        ms = to_ms(default)
+        unit = next(
+            (unit for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)) if ms > size and ms % size == 0),
+            "ms",
+        )
+        return f"{round(ms / 1000 / _UNITS_S[unit])}{unit}" if ms else "0s"
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    return ",".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
+
+
 def load(flags: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; a flag wins over its variable.
 

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 import redis
 
 from expirer import scripts
-from expirer.settings import Settings
+from expirer.keys import ShardKeys
+from expirer.settings import Settings, default_text, variable
 from expirer.worker import Tick, Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
@@ -161,30 +162,15 @@ def test_its_layouts_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 3 == len(layouts)
 
 
-def default_of(name: str) -> str:
-    """Return a setting's default as the README writes it."""
-    default = Settings.model_fields[name].get_default()
-    names = {"index_key": "reservations", "reservation_prefix": "reservation:", "stock_prefix": "stock:"}
-    if name in names or name == "events_key":
-        return "{inventory}:" + names.get(name, "expired")
-    if name == "redis_url":
-        return str(default.get_secret_value())
-    if isinstance(default, timedelta):
-        for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
-            count = default / timedelta(seconds=size)
-            if count >= 1 and count == int(count) and (unit, count) != ("m", 1):
-                return f"{count:g}{unit}"
-        return "0s" if not default else f"{default / timedelta(milliseconds=1):g}ms"
-    if isinstance(default, tuple):
-        return ",".join(default)
-    return "" if default is None else str(default)
-
-
 def test_its_settings_are_all() -> None:
     """The table lists every setting with its default, in the code's order."""
     rows = re.findall(r"^\| `(EXPIRER_\w+)` \| (?:`([^`]*)`)? ?\|", README, re.MULTILINE)
+    names = list(Settings.model_fields)
+    keys = asdict(ShardKeys.of("inventory"))
+    keys |= {"index_key": keys["index"], "events_key": keys["events"]}
 
-    assert [(f"EXPIRER_{name.upper()}", default_of(name)) for name in Settings.model_fields] == rows
+    assert [variable(name) for name in names] == [name for name, _ in rows]
+    assert [default_text(name) or keys.get(name, "") for name in names] == [default for _, default in rows]
 
 
 def test_its_events_are_all() -> None:
