@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from types import FrameType
 from typing import NoReturn
 
@@ -16,8 +19,8 @@ from expirer.logs import build_logger
 from expirer.settings import CONNECTION, ConfigurationError, Settings, default_text, load, variable
 from expirer.worker import Worker
 
-_STOP_DEADLINE_S = 0.8
-"""A server that hangs must not keep a stopping worker; its batch commits whole or not at all without it."""
+_STOP_DEADLINE_S, _FAREWELL_S = 0.75, 0.1
+"""Together less than the second in which a stop is promised."""
 
 _HELP = {
     "run": (
@@ -42,12 +45,19 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and names the nearest flag to a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
+        # Nothing but the name of a flag is repeated: a value in the wrong place may be a URL with a password.
         unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
+        if message.startswith("argument VERB"):
+            message = f"the first argument is one of {', '.join(_HELP)}"
+        elif unknown != message:
             flag = unknown.split()[0].partition("=")[0]
-            flags = [*self._option_string_actions, *(_flag(name) for name in Settings.model_fields)]
+            flags = [_flag(name) for name in Settings.model_fields]
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0)[0]
-            message = f"{flag} is not a flag; the nearest is {nearest}"
+            message = (
+                f"{flag} is not a flag; the nearest is {nearest}"
+                if flag.startswith("-")
+                else "a value without a flag; a flag and its value are written --flag value"
+            )
         _complain(message)
         raise SystemExit(2)
 
@@ -64,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes once more
+        return 128 + signal.SIGPIPE
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -100,40 +113,50 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _run(flags: dict[str, str]) -> int:
     settings = load(flags)
-    worker = Worker(connect(settings), settings, build_logger(settings))
+    log = build_logger(settings)
+    worker = Worker(connect(settings), settings, log)
+    code = 1
+    news: SimpleQueue[None] = SimpleQueue()
+
+    def work() -> None:
+        nonlocal code
+        try:
+            worker.run()
+            code = 0
+        finally:
+            news.put(None)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         worker.stop()
-        signal.setitimer(signal.ITIMER_REAL, _STOP_DEADLINE_S)
-
-    def give_up(_number: int, _frame: FrameType | None) -> None:
-        raise _DeadlinePassed
+        news.put(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    signal.signal(signal.SIGALRM, give_up)
-    try:
-        worker.run()
-    except _DeadlinePassed:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return 0
+    # A thread of its own: a stop need not wait for a server that hangs, nor for a reader of the log.
+    thread = threading.Thread(target=work, name="expirer-worker", daemon=True)
+    thread.start()
+    news.get()
+    thread.join(_STOP_DEADLINE_S)
+    if not thread.is_alive():
+        return code
+    error = "no answer in time; the batch under way is whole, or not done"
+    farewell = threading.Thread(target=lambda: log.warning("job_stopped", worker=worker.id, error=error), daemon=True)
+    farewell.start()
+    farewell.join(_FAREWELL_S)
+    os._exit(0)  # an ordinary exit would wait for the lock of a log that nobody reads
 
 
 def _once(flags: dict[str, str]) -> int:
     settings = load(flags)
-    return 1 if Worker(connect(settings), settings, build_logger(settings)).tick().errors else 0
+    done = Worker(connect(settings), settings, build_logger(settings)).tick()
+    return 1 if done.errors or done.conflicts else 0
 
 
 def _demo(flags: dict[str, str]) -> int:
     from expirer import demo  # noqa: PLC0415  # the sidecar does not need what the demo imports
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
     return demo.run(load(flags), embedded="redis_url" not in flags)
-
-
-class _DeadlinePassed(BaseException):
-    """The worker was told to stop, and Redis did not answer in time."""
 
 
 def _flag(setting: str) -> str:

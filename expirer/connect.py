@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.credentials import CredentialProvider
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from expirer.settings import ConfigurationError, Settings
@@ -42,7 +43,9 @@ def connect(settings: Settings) -> Redis:
 
     """
     try:
-        options: dict[str, Any] = _options(settings)
+        options: dict[str, Any] = dict(
+            parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
+        )
         if settings.redis_password_file is not None:
             options.pop("password", None)
             options["credential_provider"] = PasswordFile(settings.redis_password_file, options.pop("username", None))
@@ -54,9 +57,9 @@ def connect(settings: Settings) -> Redis:
             "socket_timeout": _TIMEOUT_S,
         }
         pool = ConnectionPool(**{**defaults, **options})
-        pool.make_connection()  # refuses options that no connection knows
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError([f"EXPIRER_REDIS_URL: {redact(str(error), settings)}"]) from None
+        pool.connection_class(**pool.connection_kwargs)  # refuses values that no connection takes
+    except (TypeError, ValueError, RedisError) as error:
+        raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
     return Redis(connection_pool=pool)
 
 
@@ -68,12 +71,8 @@ def location(settings: Settings) -> str:
 
 def redact(text: str, settings: Settings) -> str:
     """Return the text with every password that the settings know replaced by `***`."""
-    url = settings.redis_url.get_secret_value()
-    secrets = {urlsplit(url).password or ""}
-    try:
-        secrets.add(_options(settings).get("password", ""))
-    except ValueError:
-        secrets.add(url)
+    url = urlsplit(settings.redis_url.get_secret_value())
+    secrets = {unquote(url.password or ""), *parse_qs(url.query).get("password", [])}
     if settings.redis_password_file is not None:
         with suppress(OSError):
             secrets.add(_read_password(settings.redis_password_file))
@@ -82,9 +81,8 @@ def redact(text: str, settings: Settings) -> str:
     return text
 
 
-def _options(settings: Settings) -> dict[str, Any]:
-    return dict(parse_url(settings.redis_url.get_secret_value()))  # type: ignore[no-untyped-call]
-
-
 def _read_password(path: Path) -> str:
-    return path.read_text(encoding="utf-8").rstrip("\r\n")
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise OSError(f"{path} is not UTF-8 text") from None

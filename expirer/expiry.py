@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import NoScriptError
+from redis.exceptions import ConnectionError, NoScriptError, TimeoutError, WatchError  # noqa: A004
 
 from expirer import scripts
 from expirer.keys import ShardKeys
 from expirer.settings import Settings, to_ms
 
+_LEAST_UNIX_MS = 10**11
+"""Less is a time in seconds, or no time."""
 _NOT_PAUSED = {b"", b"0", b"no", b"false", b"off"}
 
 
@@ -99,7 +101,7 @@ class Expiry:
             settings.field_reserved,
             settings.status_active,
             settings.status_expired,
-            *(word.lower() for word in settings.status_ended),
+            *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
         self._grace_ms = to_ms(settings.grace)
 
@@ -112,10 +114,16 @@ class Expiry:
 
         """
         try:
-            return self._guarded()
-        except NoScriptError:
-            self._client.script_load(self._script.text)
-            return self._guarded()
+            try:
+                return self._guarded()
+            except NoScriptError:
+                self._client.script_load(self._script.text)
+                return self._guarded()
+        except WatchError as error:
+            # redis-py says so too when the connection breaks while it watches.
+            if isinstance(error.__context__, ConnectionError | TimeoutError):
+                raise error.__context__ from None
+            raise
 
     def _guarded(self) -> Batch:
         with self._client.pipeline(transaction=True) as pipe:
@@ -146,7 +154,7 @@ class Expiry:
         if paused.strip().lower() in _NOT_PAUSED:
             return None
         # A pause whose end cannot be read lasts: nothing expires against the operator's will.
-        end = int(until) if until.strip().isdigit() else None
+        end = int(until) if until.strip().isdigit() and int(until) >= _LEAST_UNIX_MS else None
         if end is not None and self._clock_ms(pipe) >= end:
             return None
         return Pause(by=_text(by), reason=_text(reason), until=end)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 
-from expirer.settings import Settings
+from expirer.settings import ConfigurationError, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +41,27 @@ class ShardKeys:
 
 
 def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
-    """Name the keys of every shard; custom names replace the contract's, and are for one shard."""
+    """Name the keys of every shard; custom names replace the contract's, and are for one shard.
+
+    Raises:
+        ConfigurationError: two keys have one name.
+
+    """
     own = tuple(ShardKeys.of(settings.namespace, shard, settings.shards) for shard in range(settings.shards))
     if settings.shards > 1:
         return own
-    keys = own[0]
-    return (
-        ShardKeys(
-            index=settings.index_key or keys.index,
-            events=settings.events_key or keys.events,
-            quarantine=keys.quarantine,
-            control=keys.control,
-            stats=keys.stats,
-            workers=keys.workers,
-            wake=keys.wake,
-            reservation_prefix=(
-                keys.reservation_prefix if settings.reservation_prefix is None else settings.reservation_prefix
-            ),
-            stock_prefix=keys.stock_prefix if settings.stock_prefix is None else settings.stock_prefix,
-        ),
-    )
+    custom = {
+        "index": settings.index_key,
+        "events": settings.events_key,
+        "reservation_prefix": settings.reservation_prefix,
+        "stock_prefix": settings.stock_prefix,
+    }
+    keys = replace(own[0], **{name: value for name, value in custom.items() if value is not None})
+    names = Counter(asdict(keys).values())
+    if names.total() > len(names):
+        (name, _), *_ = names.most_common(1)
+        raise ConfigurationError([f"{name!r} is the name of two keys or prefixes: every key has one of its own"])
+    return (keys,)
 
 
 def shard_of(product_id: str | bytes, shards: int) -> int:

@@ -32,7 +32,13 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
     console = settings.log_format == "console" or (settings.log_format == "auto" and stream.isatty())
     renderers: list[Processor] = (
         # Ids are strangers' input: repr keeps escape sequences from the terminal.
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(),
+                repr_native_str=True,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if console
         else [structlog.processors.format_exc_info, _what_first, structlog.processors.JSONRenderer()]
     )

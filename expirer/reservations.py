@@ -12,7 +12,7 @@ from redis import Redis
 
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_of
-from expirer.settings import Settings, to_ms, worker_clock
+from expirer.settings import LONGEST, Settings, to_ms, worker_clock
 
 
 class Code(StrEnum):
@@ -95,6 +95,9 @@ class Reservations:
         retention: how long an ended reservation stays readable; zero deletes it, None keeps it.
         now_ms: the clock, Unix ms; None leaves it to the server.
 
+    Raises:
+        ValueError: shards is less than 1.
+
     """
 
     def __init__(  # noqa: PLR0913  # named settings, each with a default
@@ -107,6 +110,8 @@ class Reservations:
         retention: timedelta | None = timedelta(hours=24),
         now_ms: Callable[[], int] | None = None,
     ) -> None:
+        if shards < 1:
+            raise ValueError(f"shards is {shards}, and must be 1 or more")
         self._keys = [ShardKeys.of(namespace, shard, shards) for shard in range(shards)]
         self._default_duration = default_duration
         self._retention_ms = -1 if retention is None else to_ms(retention)
@@ -150,7 +155,7 @@ class Reservations:
             InsufficientStock: fewer units are available than the quantity.
             Ended: this reservation was used before; a new attempt needs a `reservation_id` of its own.
             Refused: DIFFERENT, QUANTITY_INVALID, RESERVATION_INVALID, STOCK_MISSING or STOCK_INVALID.
-            ValueError: the duration is shorter than a millisecond.
+            ValueError: the duration is shorter than a millisecond, or longer than a century.
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
@@ -161,7 +166,7 @@ class Reservations:
                 order_id,
                 product_id,
                 quantity,
-                _positive_ms(self._default_duration if duration is None else duration),
+                _checked_ms(self._default_duration if duration is None else duration),
                 self._now(),
                 keys.wake,
             ],
@@ -179,7 +184,7 @@ class Reservations:
         id_, keys = self._locate(order_id, product_id, reservation_id)
         reply = self._confirm(
             keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
-            args=[id_, product_id, self._retention_ms],
+            args=[id_, order_id, product_id, self._retention_ms],
         )
         return _result(reply, "confirmed", id_, order_id, product_id)
 
@@ -194,7 +199,7 @@ class Reservations:
         id_, keys = self._locate(order_id, product_id, reservation_id)
         reply = self._release(
             keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
-            args=[id_, product_id, self._retention_ms],
+            args=[id_, order_id, product_id, self._retention_ms],
         )
         return _result(reply, "released", id_, order_id, product_id)
 
@@ -215,7 +220,7 @@ class Reservations:
         Raises:
             Ended: it was Confirmed or Released, or has Expired.
             Refused: LIMIT_REACHED, NOT_FOUND, DIFFERENT or RESERVATION_INVALID.
-            ValueError: the duration is shorter than a millisecond.
+            ValueError: the duration is shorter than a millisecond, or longer than a century.
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
@@ -223,8 +228,9 @@ class Reservations:
             keys=[keys.index, keys.reservation_prefix + id_, keys.quarantine],
             args=[
                 id_,
+                order_id,
                 product_id,
-                _positive_ms(duration),
+                _checked_ms(duration),
                 "" if max_hold is None else to_ms(max_hold),
                 self._now(),
                 keys.wake,
@@ -240,10 +246,10 @@ class Reservations:
         return "" if self._now_ms is None else self._now_ms()
 
 
-def _positive_ms(duration: timedelta) -> int:
+def _checked_ms(duration: timedelta) -> int:
     ms = to_ms(duration)
-    if ms < 1:
-        raise ValueError(f"a duration of {duration} is shorter than a millisecond")
+    if ms < 1 or duration > LONGEST:
+        raise ValueError(f"a duration of {duration} is not between a millisecond and a century")
     return ms
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -24,10 +25,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "EXPIRER_"
 
-# Kubernetes and Docker links describe a service called "expirer" to its neighbours in these variables.
+# Kubernetes and Docker links describe services called "expirer-…" to their neighbours in these variables.
 _SERVICE_LINK = re.compile(
-    r"EXPIRER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+    r"EXPIRER_(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
 )
+
+_URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
+_TLS_URL_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MS = timedelta(milliseconds=1)
@@ -70,7 +75,8 @@ def _words(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-_CENTURY = timedelta(days=36500)
+LONGEST = timedelta(days=36500)
+"""A century: longer is a mistake, and times stay far below 2**53 ms."""
 
 
 class Settings(BaseSettings):
@@ -109,7 +115,7 @@ class Settings(BaseSettings):
     default_duration: Duration = Field(
         timedelta(minutes=15),
         ge=timedelta(milliseconds=1),
-        le=_CENTURY,
+        le=LONGEST,
         description="how long a reservation lasts when reserve is not told",
     )
     grace: Duration = Field(
@@ -121,7 +127,7 @@ class Settings(BaseSettings):
     retention: Annotated[timedelta | None, BeforeValidator(_forever)] = Field(
         timedelta(hours=24),
         ge=timedelta(0),
-        le=_CENTURY,
+        le=LONGEST,
         description="how long an ended reservation stays readable; 0 deletes it, forever keeps it",
     )
     events_maxlen: int = Field(
@@ -159,18 +165,40 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        # No message repeats a part of the URL: a misplaced character makes a password look like a host.
+        text = url.get_secret_value()
+        scheme, _, rest = text.partition("://")
+        if scheme not in ("redis", "rediss", "unix") or not text.isprintable():
             raise ValueError("is not an address such as redis://host:6379/0, rediss://… or unix:///path")
+        if set("/?#@") & set(rest.rpartition("@")[0]):
+            raise ValueError("needs percent-encoding in its password: / is %2F, ? is %3F, # is %23, @ is %40")
+        try:
+            parts = urlsplit(text)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("has a host or a port that is none") from None
+        if scheme == "unix" and not parts.path:
+            raise ValueError("names no socket, as unix:///path does")
+        if scheme != "unix" and not re.fullmatch(r"/?\d{0,6}", parts.path):
+            raise ValueError("has a path that is not the number of a database")
+        options = set(parse_qs(parts.query, keep_blank_values=True))
+        unknown = options - _URL_OPTIONS - (_TLS_URL_OPTIONS if scheme == "rediss" else set())
+        if unknown:
+            known = sorted(_URL_OPTIONS) + sorted(_TLS_URL_OPTIONS)
+            raise ValueError(f"has an option that is not known here; known are {', '.join(known)} (ssl_… with rediss)")
         return url
 
     @field_validator("redis_password_file")
     @classmethod
     def _check_redis_password_file(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            try:
-                path.read_bytes()
-            except OSError as error:
-                raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        if path is None or path == Path():  # unset, or empty
+            return None
+        try:
+            path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{str(path)!r} is not UTF-8 text") from None
         return path
 
     @field_validator("namespace")
@@ -203,7 +231,10 @@ class Settings(BaseSettings):
                 "EXPIRER_FIELD_STATUS is empty, so an expired reservation would look active:"
                 " set EXPIRER_RETENTION=0 to delete it instead"
             )
-        self._refuse_repetition({name: getattr(self, name) for name in _RESERVATION_FIELDS})
+        fields = {name: getattr(self, name) for name in _RESERVATION_FIELDS}
+        if "expired_at" in fields.values():
+            raise ValueError("expired_at is the field that expiry writes; no EXPIRER_FIELD_… can be called so")
+        self._refuse_repetition(fields)
         self._refuse_repetition({name: getattr(self, name) for name in _STOCK_FIELDS})
         words = {"status_active": self.status_active.lower(), "status_expired": self.status_expired.lower()}
         for ended in self.status_ended:
@@ -276,9 +307,9 @@ def load(flags: Mapping[str, str] | None = None) -> Settings:
     flags = dict(flags or {})
     known = {variable(name) for name in Settings.model_fields}
     problems = []
-    for name in os.environ:
+    for name, value in os.environ.items():
         upper = name.upper()
-        if upper.startswith(PREFIX) and upper not in known and not _SERVICE_LINK.fullmatch(upper):
+        if upper.startswith(PREFIX) and upper not in known and not _SERVICE_LINK.fullmatch(f"{upper}={value}"):
             nearest = difflib.get_close_matches(upper, known, n=1, cutoff=0)[0]
             problems.append(f"{name} is not a setting; the nearest is {nearest}")
     if problems:
@@ -295,5 +326,7 @@ def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
         return message
     name = str(detail["loc"][0]).removeprefix(PREFIX).lower()
     label = "--" + name.replace("_", "-") if name in flags else variable(name)
+    if label == "EXPIRER_REDIS_URL" and label not in os.environ:
+        label = "REDIS_URL"
     value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={detail['input']}"
     return f"{label}{value}: {message[:1].lower()}{message[1:]}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 _RECONNECT_S = 5.0
 
@@ -37,7 +36,7 @@ class WakeListener:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            with suppress(RedisError, OSError):
+            with suppress(Exception):
                 self._listen()
             self._stopped.wait(_RECONNECT_S)
 

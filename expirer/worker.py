@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import cast
 
@@ -41,7 +41,7 @@ class Tick:
     rescheduled: int = 0
     quarantined: int = 0
     overdue: int = 0
-    """Left in the index: a stop or a pause came first."""
+    """Left in the index: a stop, a pause or an error came first."""
     paused: int = 0
     """Shards."""
     conflicts: int = 0
@@ -52,13 +52,15 @@ class Tick:
 
 
 class _Shard:
-    """One shard's expiry, and when it is looked at next (monotonic seconds)."""
+    """One shard: its expiry, the drain under way, and when it is looked at next (monotonic seconds)."""
 
-    def __init__(self, number: int, expiry: Expiry) -> None:
+    def __init__(self, number: int, expiry: Expiry, log: FilteringBoundLogger) -> None:
         self.number = number
         self.expiry = expiry
+        self.log = log.bind(shard=number)
+        self.drain: Tick | None = None
+        self.drain_began_at = 0.0
         self.wake_at = 0.0
-        self.swept_at = 0.0
         self.failures = 0
         self.pause: Pause | None = None
         self.is_wake_pending = False
@@ -87,7 +89,7 @@ class Worker:
             now_ms = worker_clock
         self._channels = [keys.wake for keys in shard_keys(settings)]
         self._shards = [
-            _Shard(number, Expiry(client, settings, keys, self.id, now_ms))
+            _Shard(number, Expiry(client, settings, keys, self.id, now_ms), self._log)
             for number, keys in enumerate(shard_keys(settings))
         ]
         self._signals: SimpleQueue[int] = SimpleQueue()
@@ -113,8 +115,9 @@ class Worker:
         try:
             while not self._is_stopping:
                 now = time.monotonic()
-                self._done += self._sweep_all(shard for shard in self._shards if shard.wake_at <= now)
+                self._done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
                 self._sleep()
+            self._done += sum((self._end_drain(shard) for shard in self._shards if shard.drain), Tick())
         finally:
             listener.stop()
             self._log.info("job_stopped", expired=self._done.expired, units=self._done.units)
@@ -126,61 +129,52 @@ class Worker:
 
     def tick(self) -> Tick:
         """Expire everything that is due on every shard; errors are logged and counted, not raised."""
-        return self._sweep_all(self._shards)
+        done = self._advance_all(self._shards)
+        while draining := [shard for shard in self._shards if shard.drain is not None]:
+            done += self._advance_all(draining)
+        return done
 
-    def _sweep_all(self, shards: Iterable[_Shard]) -> Tick:
-        return sum((self._sweep(shard) for shard in shards), Tick())
+    def _advance_all(self, shards: Iterable[_Shard]) -> Tick:
+        """Run one batch on each of the shards, so that the backlog of one does not delay the others."""
+        return sum((self._advance(shard) for shard in shards), Tick())
 
-    def _sleep(self) -> None:
-        timeout = min(shard.wake_at for shard in self._shards) - time.monotonic()
-        with suppress(Empty):
-            number = self._signals.get(timeout=max(timeout, 0))
-            if number != _STOP:
-                shard = self._shards[number]
-                shard.is_wake_pending = False
-                shard.wake_at = min(shard.wake_at, shard.swept_at + self._settings.resolution.total_seconds())
-
-    def _wake(self, number: int) -> None:
-        shard = self._shards[number]
-        if not shard.is_wake_pending:  # a burst of messages is one signal
-            shard.is_wake_pending = True
-            self._signals.put(number)
-
-    def _sweep(self, shard: _Shard) -> Tick:
-        """Run batches of one shard until one comes back short; then say when to look again."""
-        shard.swept_at = time.monotonic()
-        log = self._log.bind(shard=shard.number)
-        done = Tick()
+    def _advance(self, shard: _Shard) -> Tick:
+        """Run one batch; return what the whole drain did once a batch comes back short, nothing before."""
+        if shard.drain is None:
+            shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
-            while True:
-                batch = shard.expiry.expire_batch()
-                if batch.due and done == Tick():
-                    log.info("found_expired_reservations", count=batch.due + batch.overdue)
-                _log_outcomes(log, batch)
-                self._log_pause(log, shard, batch)
-                done += _count(batch)
-                if batch.due < self._settings.batch_size or self._is_stopping:
-                    break
+            batch = shard.expiry.expire_batch()
             shard.failures = 0
-            delay_s = self._delay_s(batch)
-            done += Tick(overdue=batch.overdue, paused=int(batch.pause is not None))
+            if batch.due and shard.drain == Tick():
+                shard.log.info("found_expired_reservations", count=batch.due + batch.overdue)
+            _log_outcomes(shard.log, batch)
+            _log_pause(shard, batch)
+            shard.drain = replace(shard.drain + _count(batch), overdue=batch.overdue)
         except WatchError:
-            log.warning("concurrency_conflict", error="the control key changed; nothing was done")
-            delay_s = 0.0
-            done += Tick(conflicts=1)
+            shard.log.warning("concurrency_conflict", error="the control key changed; nothing was done")
+            return self._end_drain(shard, conflicts=1)
         except Exception as error:  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
-            log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info below says when
+            shard.log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info says when
                 "processing_error",
                 error=type(error).__name__,
                 message=redact(str(error), self._settings),
                 retry_in_ms=round(delay_s * 1000),
                 exc_info=not isinstance(error, RedisError | OSError),
             )
-            done += Tick(errors=1)
-        shard.wake_at = max(shard.swept_at + self._settings.resolution.total_seconds(), time.monotonic() + delay_s)
+            return self._end_drain(shard, delay_s, errors=1)
+        if batch.due == self._settings.batch_size and not self._is_stopping:
+            return Tick()
+        return self._end_drain(shard, self._delay_s(batch), paused=int(batch.pause is not None))
+
+    def _end_drain(self, shard: _Shard, delay_s: float = 0.0, **obstacles: int) -> Tick:
+        """Say what the drain did, and when to look at the shard again."""
+        done = replace(shard.drain or Tick(), **obstacles)
+        shard.drain = None
+        earliest = shard.drain_began_at + self._settings.resolution.total_seconds()
+        shard.wake_at = max(earliest, time.monotonic() + delay_s)
         if done.expired or done.skipped or done.rescheduled or done.quarantined:
-            log.info(
+            shard.log.info(
                 "processing_completed",
                 count=done.expired,
                 units=done.units,
@@ -188,9 +182,27 @@ class Worker:
                 rescheduled=done.rescheduled,
                 quarantined=done.quarantined,
                 overdue=done.overdue,
-                elapsed_ms=round((time.monotonic() - shard.swept_at) * 1000),
+                elapsed_ms=round((time.monotonic() - shard.drain_began_at) * 1000),
             )
         return done
+
+    def _sleep(self) -> None:
+        timeout = min(shard.wake_at for shard in self._shards) - time.monotonic()
+        with suppress(Empty):
+            number = self._signals.get(timeout=max(timeout, 0))
+            if number == _STOP:
+                return
+            shard = self._shards[number]
+            shard.is_wake_pending = False
+            if not shard.failures:  # messages must not turn the pause after an error into a spin
+                earliest = shard.drain_began_at + self._settings.resolution.total_seconds()
+                shard.wake_at = min(shard.wake_at, earliest)
+
+    def _wake(self, number: int) -> None:
+        shard = self._shards[number]
+        if not shard.is_wake_pending:  # a burst of messages is one signal
+            shard.is_wake_pending = True
+            self._signals.put(number)
 
     def _delay_s(self, batch: Batch) -> float:
         """Return the seconds until the next reservation falls due, at most the interval."""
@@ -209,21 +221,6 @@ class Worker:
         delay = min(longest, _FIRST_RETRY_S * 2.0 ** min(shard.failures, 10))
         shard.failures += 1
         return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
-
-    def _log_pause(self, log: FilteringBoundLogger, shard: _Shard, batch: Batch) -> None:
-        if batch.pause == shard.pause:
-            return
-        shard.pause = batch.pause
-        if batch.pause is None:
-            log.info("expiry_resumed", overdue=batch.overdue)
-        else:
-            log.warning(
-                "expiry_paused",
-                by=batch.pause.by,
-                reason=batch.pause.reason,
-                until=batch.pause.until,
-                overdue=batch.overdue,
-            )
 
     def _warn_of_eviction(self) -> None:
         """Active reservations have no TTL, so only the allkeys policies can lose them."""
@@ -265,6 +262,17 @@ def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
         log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
     for reservation_id, expires_at in batch.rescheduled:
         log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
+
+
+def _log_pause(shard: _Shard, batch: Batch) -> None:
+    if batch.pause == shard.pause:
+        return
+    shard.pause = batch.pause
+    if batch.pause is None:
+        shard.log.info("expiry_resumed", overdue=batch.overdue)
+    else:
+        pause = batch.pause
+        shard.log.warning("expiry_paused", by=pause.by, reason=pause.reason, until=pause.until, overdue=batch.overdue)
 
 
 def _describe_layout(settings: Settings) -> str | dict[str, object]:

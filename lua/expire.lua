@@ -1,14 +1,14 @@
 -- Expire one batch of due reservations of one shard.
 --
 -- Reads and checks everything first, then writes. Redis keeps the writes of a script that fails
--- half way, so nothing after the first write may fail: the types, numbers and rights that a later
--- write depends on are all tried before the first counter changes.
+-- half way, so nothing may fail once a unit has moved: the types, numbers and rights that the
+-- writes depend on are all tried before.
 --
 -- KEYS
 --   KEYS[1]  index       ZSET    reservation id -> ExpiresAt
 --   KEYS[2]  events      STREAM  one entry per expired reservation
 --   KEYS[3]  quarantine  HASH    reservation id -> why it cannot be expired
---   KEYS[4]  stats       HASH    running totals
+--   KEYS[4]  stats       HASH    running totals; one that is damaged or would pass 2^53 starts anew
 --   KEYS[5]  workers     ZSET    worker id -> time of its last tick, Unix ms
 -- Reservation and stock keys are named from a prefix; they must share the hash tag of KEYS[1].
 --
@@ -97,6 +97,12 @@ local function read_hash(key, ...)
   return redis.call('HMGET', key, ...)
 end
 
+local forbidden -- a key that the user may read but not write, which Redis 7 and later can tell
+
+local function check_right(key)
+  if redis.acl_check_cmd and not redis.acl_check_cmd('HSET', key, 'field', 'value') then forbidden = key end
+end
+
 for key, kind in pairs({
   [index] = 'zset', [events] = 'stream', [quarantine] = 'hash', [stats] = 'hash', [workers] = 'zset',
 }) do
@@ -118,7 +124,7 @@ local stock = {} -- product id -> its counters, and the units this batch gives b
 
 local function read_stock(product_id)
   local key = stock_prefix .. product_id
-  local counters = {key = key, units = 0}
+  local counters = {key = key, plain = false, units = 0}
   local row = read_hash(key, AVAILABLE, RESERVED)
   if not row then
     counters.plain = type_of(key) == 'string' and AVAILABLE ~= ''
@@ -144,6 +150,7 @@ end
 
 -- What to do with one due reservation: its outcome, then what the outcome's list holds of it.
 local function judge(key, score)
+  local own
   local row = read_hash(key, PRODUCT_ID, QUANTITY, STATUS, ORDER_ID, EXPIRES_AT)
   if not row then return 'quarantined', 'reservation_wrong_type' end
   local product_id, quantity = row[1], integer(row[2])
@@ -160,7 +167,7 @@ local function judge(key, score)
   end
   if has_wrong_unit(score) then return 'quarantined', 'unit_mismatch' end
   if expires_at then
-    local own = timestamp(expires_at)
+    own = timestamp(expires_at)
     if not own then return 'quarantined', 'expires_at_invalid' end
     if has_wrong_unit(own) then return 'quarantined', 'unit_mismatch' end
     if own >= cutoff then return 'rescheduled', own end
@@ -172,6 +179,7 @@ local function judge(key, score)
   if not counters then
     counters = read_stock(product_id)
     stock[product_id] = counters
+    check_right(counters.key)
   end
   if counters.reason then return 'quarantined', counters.reason end
   if counters.reserved and counters.reserved - counters.units < quantity then
@@ -180,8 +188,9 @@ local function judge(key, score)
   if quantity > MAX - counters.units - math.max(counters.available or 0, 0) then -- below 0 in shops that take backorders
     return 'quarantined', 'available_overflow'
   end
+  check_right(key)
   counters.units = counters.units + quantity
-  return 'expired', order_id, product_id, row[2]
+  return 'expired', order_id, product_id, row[2], own or score
 end
 
 local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
@@ -191,11 +200,11 @@ local due = redis.call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORE
 for i = 1, #due, 2 do
   local id, score = due[i], tonumber(due[i + 1])
   local key = reservation_prefix .. id
-  local outcome, a, b, c = judge(key, score)
+  local outcome, a, b, c, d = judge(key, score)
   if outcome == 'expired' then
     local n = #expired
     expired[n + 1], expired[n + 2], expired[n + 3], expired[n + 4] = id, a, b, c
-    expired[n + 5] = text(unix_ms(score))
+    expired[n + 5] = text(unix_ms(d))
     expired_keys[#expired_keys + 1] = key
   elseif outcome == 'skipped' then
     local n = #skipped
@@ -212,6 +221,8 @@ for i = 1, #due, 2 do
   if outcome ~= 'quarantined' then sound[#sound + 1] = id end
 end
 
+if forbidden then return redis.error_reply('NOPERM this user may not write ' .. forbidden) end
+
 local totals = {}
 if #due > 0 then
   local units = 0
@@ -220,26 +231,35 @@ if #due > 0 then
   local counts = {#expired / 5, units, #skipped / 2, #rescheduled / 2, #quarantined / 2, 1}
   local before = redis.call('HMGET', stats, unpack(names))
   for i, name in ipairs(names) do
-    local total = integer(before[i] or '0')
-    if not total then
-      return redis.error_reply('ERR the field ' .. name .. ' of ' .. stats .. ' is not an integer; HDEL it to start from 0')
-    end
-    totals[2 * i - 1], totals[2 * i] = name, text(total + counts[i])
+    local total = (integer(before[i]) or 0) + counts[i]
+    totals[2 * i - 1], totals[2 * i] = name, text(total < MAX and total or counts[i])
   end
 end
 
 -- From here on the script writes. A full server, a replica or a missing right refuses the first
--- use of a command, so each command is first used where its refusal leaves every unit in place.
+-- use of a command, so each is first used where a refusal leaves every unit in place, some of them
+-- only for that: on an empty range, with the values that are there already.
 redis.call('ZADD', workers, now, worker)
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
 
 if #due > 0 then
-  redis.call('HSET', stats, unpack(totals))
-  redis.call('ZREMRANGEBYRANK', index, 1, 0) -- an empty range
+  redis.call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
+  redis.call('ZREMRANGEBYRANK', index, 1, 0)
   if #sound > 0 and redis.call('HLEN', quarantine) > 0 then redis.call('HDEL', quarantine, unpack(sound)) end
+  local is_tried = {}
   for _, counters in pairs(stock) do
-    if counters.plain and counters.units > 0 then redis.call('INCRBY', counters.key, 0) end
+    if counters.units > 0 and not is_tried[counters.plain] then
+      is_tried[counters.plain] = true
+      if counters.plain then
+        redis.call('INCRBY', counters.key, 0)
+      elseif counters.available then
+        redis.call('HSET', counters.key, AVAILABLE, text(counters.available))
+      else
+        redis.call('HSET', counters.key, RESERVED, text(counters.reserved))
+      end
+    end
   end
+
   if events_maxlen > 0 then
     for i = 1, #expired, 5 do
       redis.call('XADD', events, 'MAXLEN', '~', events_maxlen, '*',
@@ -269,9 +289,10 @@ if #due > 0 then
       end
     end
   end
+  if #poison > 0 then redis.call('HSET', quarantine, unpack(poison)) end
   redis.call('ZREMRANGEBYRANK', index, 0, #due / 2 - 1)
   if #new_scores > 0 then redis.call('ZADD', index, unpack(new_scores)) end
-  if #poison > 0 then redis.call('HSET', quarantine, unpack(poison)) end
+  redis.call('HSET', stats, unpack(totals))
 end
 
 local head = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')

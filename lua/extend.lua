@@ -8,11 +8,12 @@
 --
 -- ARGV
 --   ARGV[1]  reservation id
---   ARGV[2]  product id
---   ARGV[3]  duration_ms  how long the units are held from now, ms
---   ARGV[4]  max_hold_ms  most time from reserved_at to ExpiresAt, ms; empty: no limit
---   ARGV[5]  now_ms       Unix ms; empty: the server's own clock
---   ARGV[6]  wake         channel on which workers listen
+--   ARGV[2]  order id
+--   ARGV[3]  product id
+--   ARGV[4]  duration_ms  how long the units are held from now, ms
+--   ARGV[5]  max_hold_ms  most time from reserved_at to ExpiresAt, ms; empty: no limit
+--   ARGV[6]  now_ms       Unix ms; empty: the server's own clock
+--   ARGV[7]  wake         channel on which workers listen
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms
 --   extended             done; where max_hold_ms cuts the duration short, up to that limit
@@ -20,12 +21,13 @@
 --   limit_reached        it is held for max_hold_ms already
 --   not_found            no such reservation: never made, or its retention is over
 --   ended                it was Confirmed or Released, or has Expired; see status
---   different            it holds another product
+--   different            it is of another order or product
 --   reservation_invalid  its key holds another type, or a number that is not an integer
 
 local index, reservation, quarantine = KEYS[1], KEYS[2], KEYS[3]
-local id, product_id, duration_ms, max_hold_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local now_ms, wake = tonumber(ARGV[5]), ARGV[6]
+local id, order_id, product_id = ARGV[1], ARGV[2], ARGV[3]
+local duration_ms, max_hold_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local now_ms, wake = tonumber(ARGV[6]), ARGV[7]
 
 local MAX_TEXT = '9007199254740992' -- 2^53: above it a Lua number skips integers
 
@@ -39,7 +41,8 @@ end
 local kind = redis.call('TYPE', reservation).ok
 if kind == 'none' then return {'not_found', '', '', '', ''} end
 if kind ~= 'hash' then return {'reservation_invalid', '', '', '', ''} end
-local row = redis.call('HMGET', reservation, 'status', 'quantity', 'reserved_at', 'expires_at', 'product_id')
+local row = redis.call('HMGET', reservation, 'status', 'quantity', 'reserved_at', 'expires_at',
+  'order_id', 'product_id')
 local status = row[1] or 'Active'
 
 local function reply(code)
@@ -47,7 +50,7 @@ local function reply(code)
 end
 
 if status ~= 'Active' then return reply('ended') end
-if row[5] ~= product_id then return reply('different') end
+if (row[5] or order_id) ~= order_id or row[6] ~= product_id then return reply('different') end
 local quantity, reserved_at, held_until = integer(row[2]), integer(row[3]), integer(row[4])
 if not quantity or not held_until or (max_hold_ms and not reserved_at) then return reply('reservation_invalid') end
 

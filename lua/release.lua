@@ -8,22 +8,23 @@
 --
 -- ARGV
 --   ARGV[1]  reservation id
---   ARGV[2]  product id
---   ARGV[3]  retention_ms  how long a Released reservation stays; 0 deletes it, -1 keeps it
+--   ARGV[2]  order id
+--   ARGV[3]  product id
+--   ARGV[4]  retention_ms  how long a Released reservation stays; 0 deletes it, -1 keeps it
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms
 --   released             done
 --   unchanged            it is Released already
 --   not_found            no such reservation: never made, or its retention is over
 --   ended                it was Confirmed or has Expired; see status
---   different            it holds another product
+--   different            it is of another order or product
 --   reservation_invalid  its key holds another type, or its quantity is not an integer
 --   stock_missing        no such product
 --   stock_invalid        a counter is not an integer, reserved is smaller than the quantity, or
 --                        available would pass 2^53
 
 local index, reservation, stock, quarantine = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, product_id, retention_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local id, order_id, product_id, retention_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
 local MAX_TEXT = '9007199254740992'
@@ -42,7 +43,8 @@ end
 local kind = redis.call('TYPE', reservation).ok
 if kind == 'none' then return {'not_found', '', '', '', ''} end
 if kind ~= 'hash' then return {'reservation_invalid', '', '', '', ''} end
-local row = redis.call('HMGET', reservation, 'status', 'quantity', 'reserved_at', 'expires_at', 'product_id')
+local row = redis.call('HMGET', reservation, 'status', 'quantity', 'reserved_at', 'expires_at',
+  'order_id', 'product_id')
 local status = row[1] or 'Active'
 
 local function reply(code)
@@ -50,7 +52,7 @@ local function reply(code)
 end
 
 if status ~= 'Active' and status ~= 'Released' then return reply('ended') end
-if row[5] ~= product_id then return reply('different') end
+if (row[5] or order_id) ~= order_id or row[6] ~= product_id then return reply('different') end
 local quantity = integer(row[2])
 if not quantity or quantity < 1 then return reply('reservation_invalid') end
 if status == 'Released' then return reply('unchanged') end

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from expirer import __version__, demo
 from expirer.cli import main
 from expirer.settings import Settings
+from expirer.worker import Tick
 from tests.inventory import Inventory
 from tests.servers import RedisServer
 
@@ -54,10 +59,14 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["once", "--batch-size"], "argument --batch-size: expected one argument"),
         (["once", "--batch-size", "0"], "--batch-size=0: input should be greater than or equal to 1"),
         (["demo", "--redis-url", "localhost"], "--redis-url: is not an address such as"),
-        (["once", "--redis-url", "redis://h:x/0"], "EXPIRER_REDIS_URL: "),
-        (["once", "--redis-url", "redis://h/0?colour=red"], "EXPIRER_REDIS_URL: "),
+        (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "the Redis URL: "),
+        (["once", "--redis-url", "rediss://h/0?ssl_cert_reqs=maybe"], "the Redis URL: "),
+        (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
         ([], "the following arguments are required: VERB"),
-        (["sweep"], "argument VERB: invalid choice: 'sweep'"),
+        (["sweep"], "the first argument is one of run, once, demo"),
+        (["--redis-url", "redis://:hunter2@h", "run"], "the first argument is one of run, once, demo"),
+        (["run", "redis://:hunter2@h"], "a value without a flag; a flag and its value are written --flag value"),
+        (["run", "--redisurl=redis://:hunter2@h"], "--redisurl is not a flag; the nearest is --redis-url"),
     ],
 )
 def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str) -> None:
@@ -66,6 +75,7 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     output = capsys.readouterr()
     assert (output.err.count("\n"), output.out) == (1, "")
     assert output.err.startswith(f"expirer: {problem}")
+    assert "hunter2" not in output.err
 
 
 def test_once_does_one_tick(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +154,22 @@ def test_the_demo_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) ->
     """The demo exits 1 with one line where Redis cannot be reached."""
     assert exit_code("demo", "--redis-url", CLOSED) == 1
     assert capsys.readouterr().err.startswith(f"expirer: {CLOSED}: ")
+
+
+def test_once_fails_where_the_operator_was_faster(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`once` exits 1 where a conflict left its work undone: there is no next tick to do it."""
+    monkeypatch.setattr("expirer.worker.Worker.tick", lambda _: Tick(conflicts=1))
+
+    assert exit_code("once", "--redis-url", shared_server.url) == 1
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """`expirer demo | head -1` ends quietly."""
+    demo_to_head = "set -o pipefail; " + shlex.join([sys.executable, "-m", "expirer", "demo"]) + " | head -1"
+
+    ended = subprocess.run(["/bin/bash", "-c", demo_to_head], capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

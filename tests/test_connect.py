@@ -11,6 +11,8 @@ import pytest
 from expirer.connect import PasswordFile, connect, location, redact
 from expirer.logs import build_logger
 from expirer.settings import Settings
+from expirer.worker import Tick, Worker
+from tests.conftest import Log
 from tests.servers import RedisServer
 
 
@@ -52,6 +54,20 @@ def test_a_password_file_is_redacted(tmp_path: Path) -> None:
     assert redact("AUTH hunter2", settings) == "AUTH ***"
     secret.unlink()
     assert redact("AUTH hunter3", settings) == "AUTH hunter3"
+
+
+def test_a_spoilt_password_file_is_an_error_of_the_tick(own_server: RedisServer, tmp_path: Path) -> None:
+    """A password file that goes bad while the worker runs is logged like any trouble, and outlived."""
+    secret = tmp_path / "secret"
+    secret.write_text("one")
+    settings = Settings(redis_url=own_server.url, redis_password_file=secret)
+    log = Log()
+    worker = Worker(connect(settings), settings, log.logger())
+    secret.write_bytes(b"\xff")
+
+    assert Tick(errors=1) == worker.tick()
+    (entry,) = log.of("processing_error")
+    assert "is not UTF-8 text" in entry["message"]
 
 
 def test_a_password_file_is_read_for_each_connection(own_server: RedisServer, tmp_path: Path) -> None:

@@ -203,3 +203,12 @@ def test_expires_at_in_milliseconds_beside_a_score_in_seconds(client: redis.Redi
 
     assert Tick(quarantined=1) == make_worker(**(PLAIN_COUNTERS | {"field_expires_at": "until"})).tick()
     assert client.get("stock:mug") == b"7"
+
+
+@pytest.mark.parametrize("word", ["BESTÄTIGT", "bestÄtigt", "Écoulé"])
+def test_status_words_of_any_language(client: redis.Redis, make_worker: MakeWorker, word: str) -> None:
+    """A status word with letters beyond ASCII is known as it stands, ASCII letters in any case."""
+    client.hset("{inventory}:reservation:r", mapping={"product_id": "mug", "quantity": 6, "status": word})
+    client.zadd("{inventory}:reservations", {"r": NOW - 1})
+
+    assert Tick(skipped=1) == make_worker(status_ended="BESTÄTIGT,Écoulé").tick()

@@ -207,7 +207,7 @@ def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServ
     extended = shop.hold("mug", expires_at=1000)
     server_client.hset(shop.keys.reservation_prefix + extended, "expires_at", 2 * NOW)
     server_client.hset(shop.keys.quarantine, "earlier", "reason=stock_missing at=1 score=1")
-    server_client.hset(shop.keys.control, mapping={"paused": 1, "until": 1})
+    server_client.hset(shop.keys.control, mapping={"paused": 1, "until": 1_700_000_000_000})
     server_client.script_flush()
     log = Log()
     with redis.Redis.from_url(f"unix://sidecar@{shared_server.socket}", protocol=2, client_name="expirer") as client:

@@ -216,6 +216,9 @@ def damage(inventory: Inventory, kind: str) -> None:
         ("reserve", "product_id=tea", Code.DIFFERENT),
         ("reserve", "list reservation", Code.RESERVATION_INVALID),
         ("confirm", "product_id=tea", Code.DIFFERENT),
+        ("confirm", "order_id=o2", Code.DIFFERENT),
+        ("release", "order_id=o2", Code.DIFFERENT),
+        ("extend", "order_id=o2", Code.DIFFERENT),
         ("confirm", "quantity=1.5", Code.RESERVATION_INVALID),
         ("confirm", "quantity=0", Code.RESERVATION_INVALID),
         ("confirm", "list reservation", Code.RESERVATION_INVALID),
@@ -393,16 +396,19 @@ def test_the_server_clock_is_used(client: redis.Redis, inventory: Inventory) -> 
     assert extended.expires_at > reservation.expires_at
 
 
+@pytest.mark.parametrize("duration", [timedelta(0), timedelta(seconds=-1), timedelta.max])
 @pytest.mark.parametrize("step", ["reserve", "extend"])
-def test_a_duration_is_positive(inventory: Inventory, reservations: Reservations, step: str) -> None:
-    """A duration shorter than a millisecond is the caller's mistake."""
+def test_a_duration_is_sensible(
+    inventory: Inventory, reservations: Reservations, step: str, duration: timedelta
+) -> None:
+    """A duration shorter than a millisecond, or longer than a century, is the caller's mistake."""
     inventory.stock("mug", 10)
     calls = {
-        "reserve": lambda: reservations.reserve("o1", "mug", 1, timedelta(0)),
-        "extend": lambda: reservations.extend("o1", "mug", timedelta(seconds=-1)),
+        "reserve": lambda: reservations.reserve("o1", "mug", 1, duration),
+        "extend": lambda: reservations.extend("o1", "mug", duration),
     }
 
-    with pytest.raises(ValueError, match="shorter than a millisecond"):
+    with pytest.raises(ValueError, match="not between a millisecond and a century"):
         calls[step]()
 
 
@@ -462,3 +468,9 @@ def test_a_layout_of_its_own_has_a_checkout_of_its_own(client: redis.Redis) -> N
     """With custom names the client refuses to write what that inventory would not understand."""
     with pytest.raises(ValueError, match="speaks the contract only"):
         Reservations.from_settings(client, Settings(index_key="holds"))
+
+
+def test_a_shop_has_a_shard() -> None:
+    """No shards at all is the caller's mistake."""
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        Reservations(fakeredis.FakeRedis(), shards=0)

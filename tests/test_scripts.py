@@ -28,3 +28,13 @@ def test_headers_tell_the_truth(name: str, kind: str) -> None:
 def test_all_scripts_are_known() -> None:
     """The scripts on disk are the ones under test."""
     assert sorted(path.stem for path in (Path(__file__).parent.parent / "lua").glob("*.lua")) == NAMES
+
+
+def test_integers_are_one_thing() -> None:
+    """Every script reads integers in the same way: their copies of the function are equal."""
+    copies = {
+        re.search(r"^local function integer.*?^end$", scripts.load(name).text, re.DOTALL | re.MULTILINE)
+        for name in NAMES
+    }
+
+    assert 1 == len({copy and copy[0] for copy in copies})

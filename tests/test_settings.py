@@ -88,20 +88,21 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems() == ["EXPIRER_INTERVALL is not a setting; the nearest is EXPIRER_INTERVAL"]
 
 
+@pytest.mark.parametrize("service", ["EXPIRER", "EXPIRER_REDIS", "EXPIRER_REDIS_MASTER"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "value"),
     [
-        "EXPIRER_SERVICE_HOST",
-        "EXPIRER_SERVICE_PORT",
-        "EXPIRER_SERVICE_PORT_HTTP",
-        "EXPIRER_PORT",
-        "EXPIRER_PORT_8080_TCP",
-        "EXPIRER_PORT_8080_TCP_ADDR",
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "8080"),
+        ("SERVICE_PORT_HTTP", "8080"),
+        ("PORT", "tcp://10.0.0.1:8080"),
+        ("PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("PORT_8080_TCP_ADDR", "10.0.0.1"),
     ],
 )
-def test_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """What Kubernetes injects for a service called expirer does not stop the start."""
-    monkeypatch.setenv(name, "tcp://10.0.0.1:8080")
+def test_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, service: str, name: str, value: str) -> None:
+    """What Kubernetes injects for services called expirer, or expirer-redis, does not stop the start."""
+    monkeypatch.setenv(f"{service}_{name}", value)
 
     load()
 
@@ -171,6 +172,10 @@ def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: s
             "EXPIRER_FIELD_AVAILABLE and EXPIRER_FIELD_RESERVED are both 'available'",
         ),
         (
+            {"field_expires_at": "expired_at"},
+            "expired_at is the field that expiry writes; no EXPIRER_FIELD_… can be called so",
+        ),
+        (
             {"status_active": "HELD", "status_expired": "held"},
             "EXPIRER_STATUS_ACTIVE and EXPIRER_STATUS_EXPIRED are both 'held'",
         ),
@@ -190,13 +195,79 @@ def test_every_problem_is_told() -> None:
     assert len(problems({"batch_size": "0", "clock": "wall"})) == 2
 
 
-@pytest.mark.parametrize("url", ["localhost:6379", "http://:hunter2@host", "", "redis//:hunter2@host"])
-def test_a_bad_url_is_not_repeated(url: str) -> None:
-    """A bad address is refused without showing it: it may hold a password."""
-    (problem,) = problems({"redis_url": url})
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("localhost:6379", "is not an address such as"),
+        ("", "is not an address such as"),
+        ("http://:hunter2@host", "is not an address such as"),
+        ("redis//:hunter2@host", "is not an address such as"),
+        ("redis://:hunter2\udcff@host", "is not an address such as"),
+        ("redis://:hun/ter2@host", "needs percent-encoding in its password"),
+        ("redis://:hunter2?@host", "needs percent-encoding in its password"),
+        ("redis://:hunter2#@host", "needs percent-encoding in its password"),
+        ("redis://:hun@ter2@host", "needs percent-encoding in its password"),
+        ("redis://:hunter2@host:port", "has a host or a port that is none"),
+        ("redis://:hunter2@[::1", "has a host or a port that is none"),
+        ("redis://:hunter2\u2100@host", "has a host or a port that is none"),
+        ("unix://", "names no socket"),
+        ("redis://:hunter2@host/stock", "has a path that is not the number of a database"),
+        ("redis://:hunter2@host?decode_responses=true", "has an option that is not known here"),
+        ("redis://:hunter2@host?ssl_ca_certs=ca.pem", "has an option that is not known here"),
+    ],
+)
+def test_a_bad_url_is_not_repeated(url: str, problem: str) -> None:
+    """A bad address is refused with the reason, and no part of it is shown: it may hold a password."""
+    (line,) = problems({"redis_url": url})
 
-    assert problem.startswith("--redis-url: is not an address such as redis://host:6379/0")
-    assert "hunter2" not in problem
+    assert line.startswith(f"--redis-url: {problem}")
+    assert not any(part in line for part in ("hunter2", "ter2", "hun@", "stock"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://user:p%40ss@[::1]:6380/3?socket_timeout=2",
+        "rediss://:pw@host/0?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required",
+        "unix://user@/run/redis.sock?db=1&password=pw",
+    ],
+)
+def test_a_good_url_is_taken(url: str) -> None:
+    """Every address that Redis has is taken as it stands."""
+    assert load({"redis_url": url}).redis_url.get_secret_value() == url
+
+
+def test_redis_urls_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad REDIS_URL is reported by the name under which it was given."""
+    monkeypatch.setenv("REDIS_URL", "http://h")
+
+    assert problems()[0].startswith("REDIS_URL: is not an address")
+
+
+def test_a_password_file_is_text(tmp_path: Path) -> None:
+    """A password that is not UTF-8 text stops the start; an empty setting names no file."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xff")
+
+    assert [f"--redis-password-file: {str(secret)!r} is not UTF-8 text"] == problems(
+        {"redis_password_file": str(secret)}
+    )
+    assert load({"redis_password_file": ""}).redis_password_file is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"index_key": "{inventory}:workers"},
+        {"events_key": "holds", "index_key": "holds"},
+        {"reservation_prefix": "hold:", "stock_prefix": "hold:"},
+    ],
+)
+def test_no_two_keys_have_one_name(flags: dict[str, str]) -> None:
+    """Names that collide stop the start: a worker must not take one key for another."""
+    with pytest.raises(ConfigurationError, match="is the name of two keys or prefixes"):
+        shard_keys(load(flags))
 
 
 def test_no_password_in_a_repr(tmp_path: Path) -> None:

@@ -27,21 +27,26 @@ MakeWorker = Callable[..., Worker]
 class FakeTime:
     """A clock and a signal queue in one: waiting for a signal moves the clock, and the last wait stops the worker."""
 
-    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, waits: int) -> None:
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, waits: int, message: bool = False) -> None:
         self.now = 1000.0
         self.waits: list[float] = []
         self._worker = worker
         self._most = waits
+        self._message = message
         monkeypatch.setattr("expirer.worker.time.monotonic", lambda: self.now)
         monkeypatch.setattr(worker, "_signals", self)
         monkeypatch.setattr("expirer.worker.WakeListener.start", lambda _: None)
 
     def get(self, timeout: float) -> int:
-        """Wait."""
+        """Wait; with `message`, until one comes after half the time."""
         self.waits.append(round(timeout, 6))
+        if self._message:
+            timeout /= 2
         self.now += timeout
         if len(self.waits) == self._most:
             self._worker.stop()
+        if self._message:
+            return 0
         raise Empty
 
     def put(self, _signal: int) -> None:
@@ -71,9 +76,12 @@ def test_no_pause_is_no_pause(inventory: Inventory, worker: Worker, word: str) -
     inventory.assert_conserved({"mug": 10})
 
 
-@pytest.mark.parametrize(("until", "expired"), [(NOW + 1, 0), (NOW, 1), (NOW - 1, 1), ("tomorrow", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("until", "expired"),
+    [(NOW + 1, 0), (NOW, 1), (NOW - 1, 1), ("tomorrow", 0), ("", 0), (NOW // 1000 - 5, 0)],
+)
 def test_a_pause_ends_by_itself(inventory: Inventory, worker: Worker, until: object, expired: int) -> None:
-    """A pause lasts until its time; one whose end cannot be read lasts until it is lifted."""
+    """A pause lasts until its time; one whose end cannot be read, or is in seconds, lasts."""
     inventory.stock("mug", 9, 1)
     inventory.hold("mug")
     inventory.client.hset(inventory.keys.control, mapping={"paused": 1, "until": until})  # type: ignore[dict-item]
@@ -215,6 +223,60 @@ def test_one_bad_shard_does_not_stop_the_others(client: redis.Redis, log: Log) -
     assert [entry["shard"] for entry in log.of("processing_error")] == [1]
     for shop in shops:
         shop.assert_conserved({"mug": 10})
+
+
+def test_a_backlog_does_not_delay_other_shards(client: redis.Redis, log: Log) -> None:
+    """While one shard has a backlog the others get their turn after each batch of it."""
+    shops = [Inventory(client, ShardKeys.of("inventory", shard, 2)) for shard in range(2)]
+    for shop, count in zip(shops, (25, 1), strict=True):
+        shop.stock("mug", 0, count)
+        for _ in range(count):
+            shop.hold("mug")
+
+    tick = Worker(client, Settings(shards=2, batch_size=10), log.logger(), lambda: NOW).tick()
+
+    assert Tick(expired=26, units=26) == tick
+    assert [0] * 10 + [1] + [0] * 15 == [entry["shard"] for entry in log.of("reservation_expired")]
+    assert [(1, 1), (0, 25)] == [(entry["shard"], entry["count"]) for entry in log.of("processing_completed")]
+    for shop, count in zip(shops, (25, 1), strict=True):
+        shop.assert_conserved({"mug": count})
+
+
+def test_an_error_in_a_drain_leaves_the_rest_counted(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
+    """Where a drain ends with an error, its last line says how many are left overdue."""
+    inventory.stock("mug", 0, 30)
+    for _ in range(30):
+        inventory.hold("mug")
+    worker = make_worker(batch_size=10)
+    expiry = worker._shards[0].expiry
+    real = expiry.expire_batch
+
+    def fail_after_one() -> object:
+        batch = real()
+        inventory.client.delete(inventory.keys.control)
+        inventory.client.set(inventory.keys.control, "not ours")
+        return batch
+
+    expiry.expire_batch = fail_after_one  # type: ignore[method-assign,assignment]
+
+    assert Tick(expired=10, units=10, overdue=20, errors=1) == worker.tick()
+    (completed,) = log.of("processing_completed")
+    assert (10, 20) == (completed["count"], completed["overdue"])
+    inventory.assert_conserved({"mug": 30})
+
+
+def test_messages_do_not_shorten_the_pause_after_an_error(
+    fake_server: fakeredis.FakeServer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of wake messages does not make a failing worker spin."""
+    worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger())
+    fake_time = FakeTime(worker, monkeypatch, waits=10, message=True)
+    fake_server.connected = False
+
+    worker.run()
+
+    assert len(log.of("processing_error")) < 10
+    assert fake_time.waits[0] > fake_time.waits[1]
 
 
 @pytest.fixture

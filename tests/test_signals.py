@@ -1,0 +1,205 @@
+"""What the real program promises when it is told to stop, and when it is killed."""
+
+from __future__ import annotations
+
+import random
+from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
+from typing import Literal
+
+import pytest
+import redis
+
+from expirer.connect import connect
+from expirer.settings import Settings
+from expirer.worker import Worker
+from tests.conftest import Log
+from tests.program import Backlog, Program, wait_until
+from tests.proxy import Proxy
+from tests.servers import RedisServer
+
+STOP_S = 2.0
+"""The promise is one second; the rest is for a busy machine, and less than the client's time-out of five."""
+
+# The first EXEC of a worker on a new server is answered with NOSCRIPT: the third carries the second batch.
+IN_SECOND_BATCH = 3
+
+stop_signals = pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+
+
+def drain(url: str) -> None:
+    """Tick once, as the next worker would."""
+    settings = Settings(redis_url=url)
+    with connect(settings) as client:
+        Worker(client, settings, Log().logger()).tick()
+
+
+def test_kills_lose_and_double_nothing(shared_server: RedisServer, server_client: redis.Redis) -> None:
+    """Twenty workers killed with SIGKILL in the middle of a drain leave exact counters and nothing behind."""
+    backlog = Backlog(server_client)
+    chance = random.Random(1)
+    killed_in_drain = 0
+
+    for _ in range(20):
+        backlog.add(1000)
+        with Program(shared_server.url, "--batch-size", "10") as program:
+            program.wait_for("reservation_expired", chance.randint(1, 300))
+            program.kill()
+        killed_in_drain += backlog.left() > 0
+        backlog.assert_conserved()
+
+    assert killed_in_drain > 0
+    with Program(shared_server.url) as program:
+        wait_until(lambda: not backlog.left())
+    backlog.assert_expired_once()
+
+
+@pytest.mark.parametrize(("held", "expired"), [("request", 10), ("reply", 20)])
+def test_a_kill_in_a_batch_is_all_or_nothing(
+    own_server: RedisServer, held: Literal["request", "reply"], expired: int
+) -> None:
+    """A worker killed while a batch is under way has done the whole of it, or nothing."""
+    with own_server.client() as client:
+        backlog = Backlog(client)
+        backlog.add(100)
+
+        with (
+            Proxy(own_server.port, IN_SECOND_BATCH, held) as proxy,
+            Program(proxy.url, "--batch-size", "10") as program,
+        ):
+            proxy.wait_until_held()
+            program.kill()
+
+        assert expired == len(backlog.expired())
+        backlog.assert_conserved()
+        drain(own_server.url)
+        backlog.assert_expired_once()
+
+
+@stop_signals
+def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals) -> None:
+    """Told to stop in the middle of a drain, it finishes the batch under way, begins no other, and exits 0."""
+    with own_server.client() as client:
+        backlog = Backlog(client)
+        backlog.add(100)
+
+        with (
+            Proxy(own_server.port, IN_SECOND_BATCH, "reply") as proxy,
+            Program(proxy.url, "--batch-size", "10") as program,
+        ):
+            proxy.wait_until_held()
+            program.signal(number)
+            proxy.pass_on()
+            code = program.wait(STOP_S)
+
+        assert (0, 20) == (code, program.of("job_stopped")[0]["expired"])
+        assert [entry["reservation_id"] for entry in program.of("reservation_expired")] == [
+            f"o{n}:{backlog.PRODUCTS[n % 3]}" for n in range(20)
+        ]
+        assert len(backlog.expired()) == 20
+        backlog.assert_conserved()
+        drain(own_server.url)
+        backlog.assert_expired_once()
+
+
+def test_a_stop_in_a_drain_is_prompt(shared_server: RedisServer, server_client: redis.Redis) -> None:
+    """Told to stop at any moment of a long drain, it exits 0 at once, and what it logged is what it did."""
+    backlog = Backlog(server_client)
+    chance = random.Random(2)
+
+    for _ in range(5):
+        backlog.add(2000)
+        with Program(shared_server.url) as program:
+            before = len(backlog.expired())
+            program.wait_for("reservation_expired", chance.randint(1, 500))
+            program.signal(SIGTERM)
+            code = program.wait(STOP_S)
+
+        (stopped,) = program.of("job_stopped")
+        assert (0, []) == (code, program.of("processing_error"))
+        assert before + stopped["expired"] == len(backlog.expired())
+        assert stopped["expired"] == len(program.of("reservation_expired"))
+        backlog.assert_conserved()
+
+
+@stop_signals
+def test_a_stop_while_idle_is_prompt(shared_server: RedisServer, server_client: redis.Redis, number: Signals) -> None:
+    """Told to stop while it sleeps, it says so and exits 0 at once."""
+    with Program(shared_server.url, "--interval", "24h") as program:
+        wait_until(lambda: server_client.zcard(Backlog(server_client).shop.keys.workers))
+        program.signal(number)
+
+        assert program.wait(STOP_S) == 0
+        assert len(program.of("job_stopped")) == 1
+
+
+@stop_signals
+def test_a_second_stop_changes_nothing(shared_server: RedisServer, server_client: redis.Redis, number: Signals) -> None:
+    """Told to stop again and again in the middle of a drain, it still ends cleanly, with exit code 0."""
+    backlog = Backlog(server_client)
+    backlog.add(3000)
+
+    with Program(shared_server.url, "--batch-size", "10") as program:
+        program.wait_for("reservation_expired")
+        for _ in range(10):
+            program.signal(number)
+        code = program.wait(STOP_S)
+
+    assert (0, 1, 0) == (code, len(program.of("job_stopped")), len(program.of("not JSON")))
+    backlog.assert_conserved()
+
+
+@stop_signals
+@pytest.mark.parametrize("held", ["request", "reply"])
+def test_a_stop_while_the_reply_is_awaited_is_prompt(
+    own_server: RedisServer, number: Signals, held: Literal["request", "reply"]
+) -> None:
+    """Told to stop while a batch gets no answer, it waits no longer than its deadline, says so and exits 0."""
+    with own_server.client() as client:
+        backlog = Backlog(client)
+        backlog.add(100)
+
+        with (
+            Proxy(own_server.port, IN_SECOND_BATCH, held) as proxy,
+            Program(proxy.url, "--batch-size", "10") as program,
+        ):
+            proxy.wait_until_held()
+            program.signal(number)
+            code = program.wait(STOP_S)
+
+        assert (0, 1) == (code, len(program.of("job_stopped")))
+        backlog.assert_conserved()
+        drain(own_server.url)
+        backlog.assert_expired_once()
+
+
+@stop_signals
+def test_a_stop_while_the_server_hangs_is_prompt(own_server: RedisServer, number: Signals) -> None:
+    """Told to stop while the server hangs, it does not wait for it: it says so and exits 0."""
+    with own_server.client() as client:
+        backlog = Backlog(client)
+        backlog.add(3000)
+
+        with Program(own_server.url, "--batch-size", "10") as program:
+            program.wait_for("reservation_expired")
+            own_server.signal(SIGSTOP)
+            program.signal(number)
+            code = program.wait(STOP_S)
+        own_server.signal(SIGCONT)
+        client.ping()  # what the program had sent is done before this is answered
+
+        assert (0, 1) == (code, len(program.of("job_stopped")))
+        backlog.assert_conserved()
+        drain(own_server.url)
+        backlog.assert_expired_once()
+
+
+def test_a_stop_while_the_server_was_never_there_is_prompt(own_server: RedisServer) -> None:
+    """Told to stop while it waits for a server, it says so and exits 0 at once."""
+    own_server.stop()
+
+    with Program(own_server.url) as program:
+        program.wait_for("processing_error", 4)
+        program.signal(SIGTERM)
+
+        assert program.wait(STOP_S) == 0
+        assert len(program.of("job_stopped")) == 1
