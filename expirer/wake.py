@@ -9,6 +9,7 @@ from contextlib import suppress
 from redis import Redis
 
 _RECONNECT_S = 5.0
+_LISTEN_S = 60.0
 
 
 class WakeListener:
@@ -43,7 +44,8 @@ class WakeListener:
     def _listen(self) -> None:
         with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(*self._numbers)
-            for message in pubsub.listen():
-                if self._stopped.is_set():
-                    return
-                self._wake(self._numbers[message["channel"]])
+            while not self._stopped.is_set():
+                # With a time-out of its own: before redis-py 8.0.1 listen() ends with the socket's.
+                message = pubsub.get_message(timeout=_LISTEN_S)
+                if message is not None:
+                    self._wake(self._numbers[message["channel"]])

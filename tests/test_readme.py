@@ -85,7 +85,7 @@ class Reader:
     def session(self, block: str) -> Iterator[tuple[str, str]]:
         """Type a redis-cli session on one connection; yield what is expected and what was printed."""
         with self._server.client() as client:
-            connection = client.connection_pool.get_connection()
+            connection = client.connection_pool.make_connection()
             for step in re.split(r"^(?=[>#] )", block, flags=re.MULTILINE)[1:]:
                 line, _, expected = step.partition("\n")
                 if line.startswith("# "):
@@ -93,7 +93,7 @@ class Reader:
                     continue
                 connection.send_command(*shlex.split(line[2:]))
                 yield expected, printed(connection.read_response())
-            client.connection_pool.release(connection)
+            connection.disconnect()
 
     def _expire(self, id_: str) -> None:
         with self._server.client() as client:
