@@ -235,7 +235,7 @@ def _embedded_redis() -> Iterator[str]:
     server = TcpFakeServer(("127.0.0.1", 0))
     server.daemon_threads = True
     # Else each answer in two parts waits 40 ms for the client's acknowledgement of the first.
-    server.RequestHandlerClass.disable_nagle_algorithm = True
+    server.RequestHandlerClass.disable_nagle_algorithm = True  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"redis://127.0.0.1:{server.server_address[1]}/0"

@@ -35,7 +35,7 @@
 --
 -- Returns  every number as a decimal string
 --   [1]  now, Unix ms
---   [2]  next ExpiresAt in the index, Unix ms; empty: the index is empty
+--   [2]  next ExpiresAt in the index, Unix ms; empty: none
 --   [3]  overdue reservations left in the index
 --   [4]  expired      id, order_id, product_id, quantity, ExpiresAt in Unix ms, ...
 --   [5]  skipped      id, status, ...
@@ -197,6 +197,10 @@ local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
 local expired_keys, new_scores, poison, sound = {}, {}, {}, {}
 
 local due = redis.call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'LIMIT', 0, batch)
+local overdue = redis.call('ZCOUNT', index, '-inf', before_cutoff) - #due / 2
+local next_in_index = redis.call('ZRANGE', index, #due / 2, #due / 2, 'WITHSCORES')
+local next_time = next_in_index[2] and tonumber(next_in_index[2]) or math.huge
+
 for i = 1, #due, 2 do
   local id, score = due[i], tonumber(due[i + 1])
   local key = reservation_prefix .. id
@@ -212,6 +216,7 @@ for i = 1, #due, 2 do
   elseif outcome == 'rescheduled' then
     local n = #rescheduled
     rescheduled[n + 1], rescheduled[n + 2] = id, text(unix_ms(a))
+    next_time = math.min(next_time, a)
     new_scores[n + 1], new_scores[n + 2] = string.format('%.17g', a), id
   else
     local n = #quarantined
@@ -241,9 +246,9 @@ end
 -- only for that: on an empty range, with the values that are there already.
 redis.call('ZADD', workers, now, worker)
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
+redis.call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
 
 if #due > 0 then
-  redis.call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
   redis.call('ZREMRANGEBYRANK', index, 1, 0)
   if #sound > 0 and redis.call('HLEN', quarantine) > 0 then redis.call('HDEL', quarantine, unpack(sound)) end
   local is_tried = {}
@@ -295,10 +300,9 @@ if #due > 0 then
   redis.call('HSET', stats, unpack(totals))
 end
 
-local head = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')
 return {
   now,
-  head[2] and text(unix_ms(tonumber(head[2]))) or '',
-  text(redis.call('ZCOUNT', index, '-inf', before_cutoff)),
+  next_time < math.huge and text(unix_ms(next_time)) or '',
+  text(overdue),
   expired, skipped, rescheduled, quarantined,
 }

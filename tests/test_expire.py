@@ -423,6 +423,16 @@ def test_an_idle_tick_writes_only_its_heartbeat(inventory: Inventory, worker: Wo
     assert [(worker.id.encode(), NOW)] == inventory.client.zrange(workers, 0, -1, withscores=True)
 
 
+def test_a_heartbeat_lasts_a_day(inventory: Inventory, worker: Worker) -> None:
+    """Every tick renews the life of the list of workers, so that it vanishes only a day after the last of them."""
+    worker.tick()
+    inventory.client.pexpire(inventory.keys.workers, 1000)
+
+    worker.tick()
+
+    assert 86_300_000 <= inventory.client.pttl(inventory.keys.workers) <= 86_400_000
+
+
 def test_forgotten_workers_are_removed(inventory: Inventory, worker: Worker) -> None:
     """A worker that has not ticked for a day leaves the list of workers."""
     day = 24 * 60 * 60 * 1000

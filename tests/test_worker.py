@@ -309,6 +309,22 @@ def test_an_outage_is_logged_and_outlived(
     shop.assert_conserved({"mug": 10})
 
 
+def test_it_wakes_for_what_it_rescheduled(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reservation that was put back at its own time is the next to wait for, where it is the soonest."""
+    inventory.stock("mug", 8, 2)
+    extended = inventory.hold("mug")
+    inventory.client.hset(inventory.keys.reservation_prefix + extended, "expires_at", NOW + 2000)
+    inventory.hold("mug", expires_at=NOW + 9000)
+    worker = make_worker()
+    fake_time = FakeTime(worker, monkeypatch, waits=1)
+
+    worker.run()
+
+    assert fake_time.waits == [2.001]
+
+
 def test_the_interval_caps_the_pause_after_an_error(
     fake_server: fakeredis.FakeServer, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
