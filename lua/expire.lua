@@ -44,7 +44,7 @@
 
 local index, events, quarantine, stats, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local batch, grace_ms, now_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local retention_ms, events_maxlen = tonumber(ARGV[4]), tonumber(ARGV[5])
+local retention_ms, events_maxlen = ARGV[4], ARGV[5] -- texts: Redis is slow at writing numbers as arguments
 local worker, unit_ms = ARGV[6], tonumber(ARGV[7])
 local reservation_prefix, stock_prefix = ARGV[8], ARGV[9]
 local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14]
@@ -53,12 +53,13 @@ local ACTIVE, EXPIRED = ARGV[17], ARGV[18]
 local is_ended = {}
 for _, word in ipairs({unpack(ARGV, 19)}) do is_ended[word] = true end
 
+local call = redis.call
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
 local MAX_TEXT = '9007199254740992'
 local WORKER_FORGOTTEN_MS = 24 * 60 * 60 * 1000
 
 local function text(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number) -- exact to 2^53, and faster than %.0f
 end
 
 -- Exact or nil: the form that HINCRBY accepts, no leading zero, no exponent.
@@ -86,7 +87,7 @@ local function has_wrong_unit(time)
 end
 
 local function type_of(key)
-  return redis.call('TYPE', key).ok
+  return call('TYPE', key).ok
 end
 
 -- The fields of a hash, or nil where the key holds another type. Any other error is raised.
@@ -94,13 +95,19 @@ local function read_hash(key, ...)
   local row = redis.pcall('HMGET', key, ...)
   if not row.err then return row end
   if type_of(key) ~= 'hash' then return nil end
-  return redis.call('HMGET', key, ...)
+  return call('HMGET', key, ...)
 end
 
-local forbidden -- a key that the user may read but not write, which Redis 7 and later can tell
+-- Redis 7 and later have rights to read a key and not write it. Whoever may write a prefix followed
+-- by a byte that no pattern names may write every key of that prefix; else each key is tried.
+local function may_write(key)
+  return not redis.acl_check_cmd or redis.acl_check_cmd('HSET', key, 'field', 'value')
+end
+local is_free = may_write(reservation_prefix .. '\0') and may_write(stock_prefix .. '\0')
+local forbidden
 
 local function check_right(key)
-  if redis.acl_check_cmd and not redis.acl_check_cmd('HSET', key, 'field', 'value') then forbidden = key end
+  if not is_free and not may_write(key) then forbidden = key end
 end
 
 for key, kind in pairs({
@@ -113,7 +120,7 @@ for key, kind in pairs({
 end
 
 if not now_ms then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 local now = text(now_ms)
@@ -132,7 +139,7 @@ local function read_stock(product_id)
       counters.reason = 'stock_wrong_type'
       return counters
     end
-    row = {redis.call('GET', key)}
+    row = {call('GET', key)}
   elseif not row[1] and not row[2] then
     counters.reason = 'stock_missing'
     return counters
@@ -158,7 +165,7 @@ local function judge(key, score)
   local order_id = ORDER_ID ~= '' and row[4] or ''
   local expires_at = EXPIRES_AT ~= '' and row[5]
 
-  if not product_id and not row[2] and redis.call('EXISTS', key) == 0 then
+  if not product_id and not row[2] and call('EXISTS', key) == 0 then
     return 'quarantined', 'reservation_missing'
   end
   if status ~= ACTIVE then
@@ -196,9 +203,9 @@ end
 local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
 local expired_keys, new_scores, poison, sound = {}, {}, {}, {}
 
-local due = redis.call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'LIMIT', 0, batch)
-local overdue = redis.call('ZCOUNT', index, '-inf', before_cutoff) - #due / 2
-local next_in_index = redis.call('ZRANGE', index, #due / 2, #due / 2, 'WITHSCORES')
+local due = call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'LIMIT', 0, batch)
+local overdue = call('ZCOUNT', index, '-inf', before_cutoff) - #due / 2
+local next_in_index = call('ZRANGE', index, #due / 2, #due / 2, 'WITHSCORES')
 local next_time = next_in_index[2] and tonumber(next_in_index[2]) or math.huge
 
 for i = 1, #due, 2 do
@@ -234,7 +241,7 @@ if #due > 0 then
   for _, counters in pairs(stock) do units = units + counters.units end
   local names = {'expired', 'units', 'skipped', 'rescheduled', 'quarantined', 'batches'}
   local counts = {#expired / 5, units, #skipped / 2, #rescheduled / 2, #quarantined / 2, 1}
-  local before = redis.call('HMGET', stats, unpack(names))
+  local before = call('HMGET', stats, unpack(names))
   for i, name in ipairs(names) do
     local total = (integer(before[i]) or 0) + counts[i]
     totals[2 * i - 1], totals[2 * i] = name, text(total < MAX and total or counts[i])
@@ -244,60 +251,59 @@ end
 -- From here on the script writes. A full server, a replica or a missing right refuses the first
 -- use of a command, so each is first used where a refusal leaves every unit in place, some of them
 -- only for that: on an empty range, with the values that are there already.
-redis.call('ZADD', workers, now, worker)
-redis.call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
-redis.call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
+call('ZADD', workers, now, worker)
+call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
+call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
 
 if #due > 0 then
-  redis.call('ZREMRANGEBYRANK', index, 1, 0)
-  if #sound > 0 and redis.call('HLEN', quarantine) > 0 then redis.call('HDEL', quarantine, unpack(sound)) end
+  call('ZREMRANGEBYRANK', index, 1, 0)
+  if #sound > 0 and call('HLEN', quarantine) > 0 then call('HDEL', quarantine, unpack(sound)) end
   local is_tried = {}
   for _, counters in pairs(stock) do
     if counters.units > 0 and not is_tried[counters.plain] then
       is_tried[counters.plain] = true
       if counters.plain then
-        redis.call('INCRBY', counters.key, 0)
+        call('INCRBY', counters.key, 0)
       elseif counters.available then
-        redis.call('HSET', counters.key, AVAILABLE, text(counters.available))
+        call('HSET', counters.key, AVAILABLE, text(counters.available))
       else
-        redis.call('HSET', counters.key, RESERVED, text(counters.reserved))
+        call('HSET', counters.key, RESERVED, text(counters.reserved))
       end
     end
   end
 
-  if events_maxlen > 0 then
+  if events_maxlen ~= '0' then
     for i = 1, #expired, 5 do
-      redis.call('XADD', events, 'MAXLEN', '~', events_maxlen, '*',
+      call('XADD', events, 'MAXLEN', '~', events_maxlen, '*',
         'reservation_id', expired[i], 'order_id', expired[i + 1], 'product_id', expired[i + 2],
         'quantity', expired[i + 3], 'expires_at', expired[i + 4], 'expired_at', now)
     end
   end
-  if retention_ms >= 0 then
-    for _, key in ipairs(expired_keys) do redis.call('PEXPIRE', key, retention_ms) end -- 0 deletes
+  if retention_ms ~= '-1' then
+    for _, key in ipairs(expired_keys) do call('PEXPIRE', key, retention_ms) end -- 0 deletes
   end
-  if retention_ms ~= 0 then
-    for _, key in ipairs(expired_keys) do redis.call('HSET', key, STATUS, EXPIRED, 'expired_at', now) end
+  if retention_ms ~= '0' then
+    for _, key in ipairs(expired_keys) do call('HSET', key, STATUS, EXPIRED, 'expired_at', now) end
   end
   for _, counters in pairs(stock) do
     if counters.units > 0 then
       if counters.plain then
-        redis.call('INCRBY', counters.key, text(counters.units))
+        call('INCRBY', counters.key, text(counters.units))
       else
-        local fields = {}
-        if counters.available then
-          fields[1], fields[2] = AVAILABLE, text(counters.available + counters.units)
+        local available = counters.available and text(counters.available + counters.units)
+        local reserved = counters.reserved and text(counters.reserved - counters.units)
+        if available and reserved then
+          call('HSET', counters.key, AVAILABLE, available, RESERVED, reserved)
+        else
+          call('HSET', counters.key, available and AVAILABLE or RESERVED, available or reserved)
         end
-        if counters.reserved then
-          fields[#fields + 1], fields[#fields + 2] = RESERVED, text(counters.reserved - counters.units)
-        end
-        redis.call('HSET', counters.key, unpack(fields))
       end
     end
   end
-  if #poison > 0 then redis.call('HSET', quarantine, unpack(poison)) end
-  redis.call('ZREMRANGEBYRANK', index, 0, #due / 2 - 1)
-  if #new_scores > 0 then redis.call('ZADD', index, unpack(new_scores)) end
-  redis.call('HSET', stats, unpack(totals))
+  if #poison > 0 then call('HSET', quarantine, unpack(poison)) end
+  call('ZREMRANGEBYRANK', index, 0, #due / 2 - 1)
+  if #new_scores > 0 then call('ZADD', index, unpack(new_scores)) end
+  call('HSET', stats, unpack(totals))
 end
 
 return {
