@@ -30,7 +30,7 @@ _HELP = {
     ),
     "once": (
         "release what is due now, then exit (cron, Kubernetes CronJob)",
-        "Exits 0 when done, also when nothing was due; 1 when Redis failed.",
+        "Exits 0 when done, also when nothing was due; 1 when Redis failed, or the control key moved meanwhile.",
         "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
     ),
     "demo": (
@@ -47,17 +47,18 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # Nothing but the name of a flag is repeated: a value in the wrong place may be a URL with a password.
         unknown = message.removeprefix("unrecognized arguments: ")
-        if message.startswith("argument VERB"):
+        if "VERB" in message:
             message = f"the first argument is one of {', '.join(_HELP)}"
         elif unknown != message:
             flag = unknown.split()[0].partition("=")[0]
             flags = [_flag(name) for name in Settings.model_fields]
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0)[0]
-            message = (
-                f"{flag} is not a flag; the nearest is {nearest}"
-                if flag.startswith("-")
-                else "a value without a flag; a flag and its value are written --flag value"
-            )
+            if not flag.startswith("-"):
+                message = "a value without a flag; a flag and its value are written --flag value"
+            elif flag == nearest:
+                message = f"{flag} is a flag of another verb"
+            else:
+                message = f"{flag} is not a flag; the nearest is {nearest}"
         _complain(message)
         raise SystemExit(2)
 
@@ -99,15 +100,16 @@ def _build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         sub.set_defaults(verb=verb)
-        settings = sub.add_argument_group("settings", "Each is also an environment variable; a flag wins over it.")
+        settings = sub.add_argument_group(
+            "settings", None if name == "demo" else "Each is also an environment variable; a flag wins over it."
+        )
         for setting, field in Settings.model_fields.items():
             if name == "demo" and setting not in CONNECTION:
                 continue
             default = default_text(setting)
             default = f"; default {default}" if default else ""
-            settings.add_argument(
-                _flag(setting), metavar="…", help=f"{field.description}{default} [{variable(setting)}]"
-            )
+            also = "" if name == "demo" else f" [{variable(setting)}]"
+            settings.add_argument(_flag(setting), metavar="…", help=f"{field.description}{default}{also}")
     return parser
 
 
@@ -148,7 +150,7 @@ def _run(flags: dict[str, str]) -> int:
 
 def _once(flags: dict[str, str]) -> int:
     settings = load(flags)
-    done = Worker(connect(settings), settings, build_logger(settings)).tick()
+    done = Worker(connect(settings), settings, build_logger(settings)).run_once()
     return 1 if done.errors or done.conflicts else 0
 
 

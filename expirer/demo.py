@@ -56,7 +56,7 @@ class Row:
 
 
 class Shop:
-    """Shoppers on one thread: each reserves, and later pays, changes his mind, extends, or just leaves."""
+    """Shoppers on one thread: each reserves, and later pays, changes their mind, extends, or just leaves."""
 
     def __init__(self, reservations: Reservations, seed: int) -> None:
         self._reservations = reservations
@@ -156,6 +156,7 @@ def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) ->
     thread.start()
     try:
         shop.open(lambda second: _print_progress(client, keys, shop, second))
+        _say("Closed; the last holds end.")
         deadline = time.monotonic() + _SETTLE_S
         while client.zcard(keys.index) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -168,7 +169,7 @@ def _print_progress(client: Redis, keys: ShardKeys, shop: Shop, second: int) -> 
     expired = int(cast("bytes", client.hget(keys.stats, "expired") or b"0"))
     counts = shop.counts | Counter({"expired": expired})
     words = ("reserved", "paid", "expired", "sold out", "too late")
-    _say(f"{second:>3} s   " + "   ".join(f"{word} {counts[word]:>3}" for word in words))
+    _say(f"{second:>3} s   orders " + "   ".join(f"{word} {counts[word]:>3}" for word in words))
 
 
 def _count(client: Redis, keys: ShardKeys, shop: Shop) -> tuple[list[Row], list[int]]:
@@ -210,7 +211,7 @@ def _clean_up(client: Redis, keys: ShardKeys, shop: Shop) -> None:
 
 def _report(rows: list[Row], lateness_ms: list[int]) -> int:
     columns = ("stocked", "available", "reserved", "sold", "released", "expired")
-    _say("\nUnits     " + "".join(f"{column:>11}" for column in columns))
+    _say("\nIn units  " + "".join(f"{column:>11}" for column in columns))
     for row in rows:
         _say(f"{row.product_id:<10}" + "".join(f"{getattr(row, column):>11}" for column in columns))
     if lateness_ms:

@@ -101,6 +101,7 @@ class Expiry:
             settings.field_reserved,
             settings.status_active,
             settings.status_expired,
+            keys.ticks,
             *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
         self._grace_ms = to_ms(settings.grace)

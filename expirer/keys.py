@@ -20,6 +20,7 @@ class ShardKeys:
     stats: str
     workers: str
     wake: str
+    ticks: str
     reservation_prefix: str
     stock_prefix: str
 
@@ -35,6 +36,7 @@ class ShardKeys:
             stats=f"{tag}:stats",
             workers=f"{tag}:workers",
             wake=f"{tag}:wake",
+            ticks=f"{tag}:ticks",
             reservation_prefix=f"{tag}:reservation:",
             stock_prefix=f"{tag}:stock:",
         )

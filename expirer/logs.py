@@ -35,18 +35,21 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
         [
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(),
+                sort_keys=False,
+                timestamp_key="time",
                 repr_native_str=True,
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
         if console
-        else [structlog.processors.format_exc_info, _what_first, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Writer(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _what_first,
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -55,4 +58,7 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
 
 
 def _what_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {"time": event.pop("time"), "level": event.pop("level"), "event": event.pop("event"), **event}
+    """Put what happened at the start of the line, and where at its end."""
+    first = {name: event.pop(name) for name in ("time", "level", "event")}
+    last = {name: event.pop(name) for name in ("shard", "worker") if name in event}
+    return first | dict(event) | last

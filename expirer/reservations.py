@@ -30,6 +30,8 @@ class Code(StrEnum):
     """The reservation is held for `max_hold` already."""
     QUANTITY_INVALID = "quantity_invalid"
     """The quantity is not an integer from 1 to 2**53."""
+    DURATION_INVALID = "duration_invalid"
+    """The duration is not an integer from 1 to 2**53 ms; this client raises ValueError before."""
     RESERVATION_INVALID = "reservation_invalid"
     """The reservation in Redis is damaged, or its key holds another type."""
     STOCK_MISSING = "stock_missing"
@@ -96,7 +98,7 @@ class Reservations:
         now_ms: the clock, Unix ms; None leaves it to the server.
 
     Raises:
-        ValueError: shards is less than 1.
+        ValueError: shards is less than 1, or the retention is negative.
 
     """
 
@@ -112,6 +114,8 @@ class Reservations:
     ) -> None:
         if shards < 1:
             raise ValueError(f"shards is {shards}, and must be 1 or more")
+        if retention is not None and retention < timedelta(0):
+            raise ValueError(f"a retention of {retention} is negative")
         self._keys = [ShardKeys.of(namespace, shard, shards) for shard in range(shards)]
         self._default_duration = default_duration
         self._retention_ms = -1 if retention is None else to_ms(retention)

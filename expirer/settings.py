@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         description="most reservations in one atomic script; bounds how long it holds Redis",
     )
     resolution: Duration = Field(
-        timedelta(milliseconds=50),
+        timedelta(milliseconds=10),
         ge=timedelta(milliseconds=1),
         le=timedelta(hours=1),
         description="shortest time between two ticks",
@@ -141,10 +141,14 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
 
-    index_key: str | None = Field(None, min_length=1, description="the index; default {namespace}:reservations")
-    reservation_prefix: str | None = Field(None, description="+ reservation id; default {namespace}:reservation:")
-    stock_prefix: str | None = Field(None, description="+ product id; default {namespace}:stock:")
-    events_key: str | None = Field(None, min_length=1, description="the event stream; default {namespace}:expired")
+    index_key: str | None = Field(None, min_length=1, description="the index; default {inventory}:reservations")
+    reservation_prefix: str | None = Field(
+        None, description="what stands before a reservation id in its key; default {inventory}:reservation:"
+    )
+    stock_prefix: str | None = Field(
+        None, description="what stands before a product id in its key; default {inventory}:stock:"
+    )
+    events_key: str | None = Field(None, min_length=1, description="the event stream; default {inventory}:expired")
     field_order_id: str = Field("order_id", description="field of the reservation; empty: not kept")
     field_product_id: str = Field("product_id", min_length=1, description="field of the reservation")
     field_quantity: str = Field("quantity", min_length=1, description="field of the reservation")
@@ -158,7 +162,7 @@ class Settings(BaseSettings):
     status_expired: str = Field("Expired", min_length=1, description="status that expiry writes")
     status_ended: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         ("Confirmed", "Released"),
-        description="other status words, comma-separated, in any case; an unknown word is quarantined",
+        description="status words of reservations that hold no units any more, comma-separated, in any case",
     )
     score_unit: Literal["ms", "s"] = Field("ms", description="unit of the score and of expires_at")
 
@@ -176,7 +180,7 @@ class Settings(BaseSettings):
             parts = urlsplit(text)
             _ = parts.port
         except ValueError:
-            raise ValueError("has a host or a port that is none") from None
+            raise ValueError("has an invalid host or port") from None
         if scheme == "unix" and not parts.path:
             raise ValueError("names no socket, as unix:///path does")
         if scheme != "unix" and not re.fullmatch(r"/?\d{0,6}", parts.path):

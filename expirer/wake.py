@@ -1,4 +1,4 @@
-"""Listens on the wake channels, so that a sleeping worker hears of a sooner reservation."""
+"""Listens on the channels, so that a sleeping worker hears of a sooner reservation and of other workers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from contextlib import suppress
 
 from redis import Redis
 
+from expirer.keys import ShardKeys
+
 _RECONNECT_S = 5.0
 _LISTEN_S = 60.0
 
 
 class WakeListener:
-    """A thread that calls `wake(n)` for each message on the n-th channel, and once after each subscription.
+    """A thread that hands on what is published.
 
-    The calls after a subscription make up for what was published while nobody listened. A failure is
-    answered with another attempt, never with an error: polling is the truth, a message only shortens the
-    sleep.
+    It calls `wake(n)` for each message on the wake channel of the n-th shard, and once after each
+    subscription, to make up for what was published while nobody listened; and `hear(n, message)` for each
+    message on its channel of ticks. A failure is answered with another attempt, never with an error: polling
+    is the truth, a message only moves the sleep.
     """
 
-    def __init__(self, client: Redis, channels: Sequence[str], wake: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        shards: Sequence[ShardKeys],
+        wake: Callable[[int], None],
+        hear: Callable[[int, bytes], None],
+    ) -> None:
         self._client = client
-        self._numbers = {channel.encode(): number for number, channel in enumerate(channels)}
+        self._wakes = {keys.wake.encode(): number for number, keys in enumerate(shards)}
+        self._ticks = {keys.ticks.encode(): number for number, keys in enumerate(shards)}
         self._wake = wake
+        self._hear = hear
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="expirer-wake", daemon=True)
 
@@ -43,9 +54,13 @@ class WakeListener:
 
     def _listen(self) -> None:
         with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
-            pubsub.subscribe(*self._numbers)
+            pubsub.subscribe(*self._ticks, *self._wakes)
             while not self._stopped.is_set():
                 # With a time-out of its own: before redis-py 8.0.1 listen() ends with the socket's.
                 message = pubsub.get_message(timeout=_LISTEN_S)
-                if message is not None:
-                    self._wake(self._numbers[message["channel"]])
+                if message is None:
+                    continue
+                if message["channel"] in self._wakes:
+                    self._wake(self._wakes[message["channel"]])
+                elif message["type"] == "message":
+                    self._hear(self._ticks[message["channel"]], message["data"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import socket
 import time
@@ -21,7 +22,7 @@ import expirer
 from expirer.connect import location, redact
 from expirer.expiry import Batch, Expiry, Pause
 from expirer.keys import shard_keys
-from expirer.settings import LAYOUT, Settings, to_ms, worker_clock
+from expirer.settings import LAYOUT, LONGEST, Settings, to_ms, worker_clock
 from expirer.wake import WakeListener
 
 _FIRST_RETRY_S = 0.1
@@ -29,6 +30,8 @@ _LONGEST_RETRY_S = 5.0
 """An outage longer than this must not add an interval of lateness to its own length."""
 
 _STOP = -1
+
+_PIPELINE_NOISE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ class Tick:
         return Tick(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A tick of which the channel told: when (monotonic seconds), what was next, and whose it was."""
+
+    at: float
+    now: int
+    next_expires_at: int | None
+    worker: bytes
+
+
 class _Shard:
     """One shard: its expiry, the drain under way, and when it is looked at next (monotonic seconds)."""
 
@@ -62,8 +75,14 @@ class _Shard:
         self.drain_began_at = 0.0
         self.wake_at = 0.0
         self.failures = 0
+        self.failed_at = 0.0
+        self.is_far = False
         self.pause: Pause | None = None
-        self.is_wake_pending = False
+        self.is_standby = False
+        # What the listener's thread leaves here for the worker's.
+        self.has_news = False
+        self.is_woken = False
+        self.heard: _Heard | None = None
 
 
 class Worker:
@@ -84,10 +103,11 @@ class Worker:
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._client = client
         self._settings = settings
+        self._interval_s = settings.interval.total_seconds()
+        self._resolution_s = settings.resolution.total_seconds()
         self._log = log.bind(worker=self.id)
         if now_ms is None and settings.clock == "worker":
             now_ms = worker_clock
-        self._channels = [keys.wake for keys in shard_keys(settings)]
         self._shards = [
             _Shard(number, Expiry(client, settings, keys, self.id, now_ms), self._log)
             for number, keys in enumerate(shard_keys(settings))
@@ -98,19 +118,8 @@ class Worker:
 
     def run(self) -> None:
         """Tick until stopped; no error of Redis ends it."""
-        settings = self._settings
-        self._log.info(
-            "job_started",
-            version=expirer.__version__,
-            redis=location(settings),
-            namespace=settings.namespace,
-            shards=settings.shards,
-            interval_ms=to_ms(settings.interval),
-            batch_size=settings.batch_size,
-            layout=_describe_layout(settings),
-        )
-        self._warn_of_eviction()
-        listener = WakeListener(self._client, self._channels, self._wake)
+        self._log_start()
+        listener = WakeListener(self._client, shard_keys(self._settings), self._wake, self._hear)
         listener.start()
         try:
             while not self._is_stopping:
@@ -120,7 +129,14 @@ class Worker:
             self._done += sum((self._end_drain(shard) for shard in self._shards if shard.drain), Tick())
         finally:
             listener.stop()
-            self._log.info("job_stopped", expired=self._done.expired, units=self._done.units)
+            self._log_stop(self._done)
+
+    def run_once(self) -> Tick:
+        """Tick once, with the first and the last line that `run` would log."""
+        self._log_start()
+        done = self.tick()
+        self._log_stop(done)
+        return done
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
@@ -144,11 +160,10 @@ class Worker:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
             batch = shard.expiry.expire_batch()
-            shard.failures = 0
+            self._log_change(shard, batch)
             if batch.due and shard.drain == Tick():
                 shard.log.info("found_expired_reservations", count=batch.due + batch.overdue)
             _log_outcomes(shard.log, batch)
-            _log_pause(shard, batch)
             shard.drain = replace(shard.drain + _count(batch), overdue=batch.overdue)
         except WatchError:
             shard.log.warning("concurrency_conflict", error="the control key changed; nothing was done")
@@ -158,21 +173,23 @@ class Worker:
             shard.log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info says when
                 "processing_error",
                 error=type(error).__name__,
-                message=redact(str(error), self._settings),
+                message=redact(_PIPELINE_NOISE.sub("", str(error)), self._settings),
                 retry_in_ms=round(delay_s * 1000),
                 exc_info=not isinstance(error, RedisError | OSError),
             )
             return self._end_drain(shard, delay_s, errors=1)
         if batch.due == self._settings.batch_size and not self._is_stopping:
             return Tick()
-        return self._end_drain(shard, self._delay_s(batch), paused=int(batch.pause is not None))
+        if batch.pause is not None:
+            return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
+        return self._end_drain(shard, self._delay_s(batch.now, batch.next_expires_at))
 
     def _end_drain(self, shard: _Shard, delay_s: float = 0.0, **obstacles: int) -> Tick:
         """Say what the drain did, and when to look at the shard again."""
         done = replace(shard.drain or Tick(), **obstacles)
         shard.drain = None
-        earliest = shard.drain_began_at + self._settings.resolution.total_seconds()
-        shard.wake_at = max(earliest, time.monotonic() + delay_s)
+        shard.is_standby = False
+        shard.wake_at = max(shard.drain_began_at + self._resolution_s, time.monotonic() + delay_s)
         if done.expired or done.skipped or done.rescheduled or done.quarantined:
             shard.log.info(
                 "processing_completed",
@@ -190,49 +207,114 @@ class Worker:
         timeout = min(shard.wake_at for shard in self._shards) - time.monotonic()
         with suppress(Empty):
             number = self._signals.get(timeout=max(timeout, 0))
-            if number == _STOP:
-                return
-            shard = self._shards[number]
-            shard.is_wake_pending = False
-            if not shard.failures:  # messages must not turn the pause after an error into a spin
-                earliest = shard.drain_began_at + self._settings.resolution.total_seconds()
-                shard.wake_at = min(shard.wake_at, earliest)
+            if number != _STOP:
+                self._read_news(self._shards[number])
 
     def _wake(self, number: int) -> None:
+        self._shards[number].is_woken = True
+        self._signal(number)
+
+    def _hear(self, number: int, message: bytes) -> None:
+        """Take note of a tick: `<now> <next ExpiresAt or nothing> <worker>`; a stranger's message is none."""
+        with suppress(ValueError):
+            now, next_expires_at, worker = message.split(b" ", 2)
+            heard = _Heard(time.monotonic(), int(now), int(next_expires_at) if next_expires_at else None, worker)
+            self._shards[number].heard = heard
+            self._signal(number)
+
+    def _signal(self, number: int) -> None:
         shard = self._shards[number]
-        if not shard.is_wake_pending:  # a burst of messages is one signal
-            shard.is_wake_pending = True
+        if not shard.has_news:  # a burst of messages is one signal
+            shard.has_news = True
             self._signals.put(number)
 
-    def _delay_s(self, batch: Batch) -> float:
+    def _read_news(self, shard: _Shard) -> None:
+        shard.has_news = False
+        heard, shard.heard = shard.heard, None
+        is_woken, shard.is_woken = shard.is_woken, False
+        if shard.failures or shard.drain is not None:
+            return  # messages must not turn the pause after an error into a spin
+        earliest = shard.drain_began_at + self._resolution_s
+        if heard is not None:
+            # The worker that ticked last leads: it is there in time for the next expiry. The others stand by,
+            # each a random while later, and lead when they come first: the leader has gone, or is slow.
+            # Without messages each worker is on its own, which costs commands and never a reservation.
+            shard.is_standby = heard.worker != self.id.encode()
+            due_at = heard.at + self._delay_s(heard.now, heard.next_expires_at)
+            polled_at = shard.drain_began_at + self._interval_s
+            shard.wake_at = min(polled_at, max(earliest, due_at) + self._standby_s(shard))
+        if is_woken:
+            shard.wake_at = min(shard.wake_at, max(earliest, time.monotonic()) + self._standby_s(shard))
+
+    def _standby_s(self, shard: _Shard) -> float:
+        # The half gives the leader time to tick and tell, the whole is what its death may cost.
+        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311
+
+    def _pause_s(self, batch: Batch, pause: Pause) -> float:
+        """Return the seconds until the pause ends, at most the interval."""
+        return (
+            self._interval_s if pause.until is None else min(self._interval_s, max(0, pause.until - batch.now) / 1000)
+        )
+
+    def _delay_s(self, now: int, next_expires_at: int | None) -> float:
         """Return the seconds until the next reservation falls due, at most the interval."""
-        interval = self._settings.interval.total_seconds()
-        if batch.pause is not None:
-            until = batch.pause.until
-            return interval if until is None else min(interval, max(0, until - batch.now) / 1000)
-        if batch.next_expires_at is None:
-            return interval
+        if next_expires_at is None:
+            return self._interval_s
         # Due is strictly before now: the millisecond after.
-        due_at = batch.next_expires_at + to_ms(self._settings.grace) + 1
-        return min(interval, max(0, due_at - batch.now) / 1000)
+        due_at = next_expires_at + to_ms(self._settings.grace) + 1
+        return min(self._interval_s, max(0, due_at - now) / 1000)
 
     def _retry_delay_s(self, shard: _Shard) -> float:
-        longest = min(self._settings.interval.total_seconds(), _LONGEST_RETRY_S)
+        longest = min(self._interval_s, _LONGEST_RETRY_S)
         delay = min(longest, _FIRST_RETRY_S * 2.0 ** min(shard.failures, 10))
+        if not shard.failures:
+            shard.failed_at = time.monotonic()
         shard.failures += 1
         return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
 
-    def _warn_of_eviction(self) -> None:
-        """Active reservations have no TTL, so only the allkeys policies can lose them."""
+    def _log_start(self) -> None:
+        settings = self._settings
+        self._log.info(
+            "job_started",
+            version=expirer.__version__,
+            redis=location(settings),
+            namespace=settings.namespace,
+            shards=settings.shards,
+            interval_ms=to_ms(settings.interval),
+            batch_size=settings.batch_size,
+            layout=_describe_layout(settings),
+        )
         with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
             memory = cast("dict[str, object]", self._client.info("memory"))
             policy = str(memory.get("maxmemory_policy", ""))
-            if policy.startswith("allkeys"):
-                self._log.warning(
-                    "eviction_risk",
-                    policy=policy,
-                    advice="set maxmemory-policy to noeviction or volatile-ttl",
-                )
+            if policy.startswith("allkeys"):  # Active reservations have no TTL: no other policy evicts them
+                advice = "set maxmemory-policy to noeviction or volatile-ttl"
+                self._log.warning("eviction_risk", policy=policy, advice=advice)
+
+    def _log_stop(self, done: Tick) -> None:
+        self._log.info("job_stopped", expired=done.expired, units=done.units)
+
+    def _log_change(self, shard: _Shard, batch: Batch) -> None:
+        """Log what is otherwise than it was: once, not every tick."""
+        overdue = batch.due + batch.overdue
+        if shard.failures:
+            down_ms = round((time.monotonic() - shard.failed_at) * 1000)
+            shard.log.info("processing_recovered", failures=shard.failures, down_ms=down_ms, overdue=overdue)
+            shard.failures = 0
+        if batch.pause != shard.pause:
+            shard.pause = pause = batch.pause
+            if pause is None:
+                shard.log.info("expiry_resumed", overdue=overdue)
+            else:
+                shard.log.warning("expiry_paused", by=pause.by, reason=pause.reason, until=pause.until, overdue=overdue)
+        is_far = batch.next_expires_at is not None and batch.next_expires_at - batch.now > to_ms(LONGEST)
+        if is_far and not shard.is_far:
+            shard.log.warning(
+                "unit_mismatch",
+                next_expires_at=batch.next_expires_at,
+                advice="nothing is due for a century: check EXPIRER_SCORE_UNIT",
+            )
+        shard.is_far = is_far
 
 
 def _count(batch: Batch) -> Tick:
@@ -262,17 +344,6 @@ def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
         log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
     for reservation_id, expires_at in batch.rescheduled:
         log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
-
-
-def _log_pause(shard: _Shard, batch: Batch) -> None:
-    if batch.pause == shard.pause:
-        return
-    shard.pause = batch.pause
-    if batch.pause is None:
-        shard.log.info("expiry_resumed", overdue=batch.overdue)
-    else:
-        pause = batch.pause
-        shard.log.warning("expiry_paused", by=pause.by, reason=pause.reason, until=pause.until, overdue=batch.overdue)
 
 
 def _describe_layout(settings: Settings) -> str | dict[str, object]:

@@ -31,7 +31,8 @@
 --   ARGV[16]  reserved            field of the stock; empty: not kept
 --   ARGV[17]  active              status word
 --   ARGV[18]  expired             status word
---   ARGV[19]  ended               and all after it: the other status words of the inventory, lower case
+--   ARGV[19]  ticks               channel that tells the other workers of this tick
+--   ARGV[20]  ended               and all after it: the other status words of the inventory, lower case
 --
 -- Returns  every number as a decimal string
 --   [1]  now, Unix ms
@@ -49,9 +50,9 @@ local worker, unit_ms = ARGV[6], tonumber(ARGV[7])
 local reservation_prefix, stock_prefix = ARGV[8], ARGV[9]
 local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14]
 local AVAILABLE, RESERVED = ARGV[15], ARGV[16]
-local ACTIVE, EXPIRED = ARGV[17], ARGV[18]
+local ACTIVE, EXPIRED, ticks = ARGV[17], ARGV[18], ARGV[19]
 local is_ended = {}
-for _, word in ipairs({unpack(ARGV, 19)}) do is_ended[word] = true end
+for _, word in ipairs({unpack(ARGV, 20)}) do is_ended[word] = true end
 
 local call = redis.call
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
@@ -254,6 +255,7 @@ end
 call('ZADD', workers, now, worker)
 call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
 call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
+local has_company = call('ZCARD', workers) > 1
 
 if #due > 0 then
   call('ZREMRANGEBYRANK', index, 1, 0)
@@ -306,9 +308,14 @@ if #due > 0 then
   call('HSET', stats, unpack(totals))
 end
 
+local next_expires_at = next_time < math.huge and text(unix_ms(next_time)) or ''
+if has_company then
+  -- Who hears it knows what a tick of its own would say. A paused worker waits for nothing.
+  redis.pcall('PUBLISH', ticks, now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
+end
 return {
   now,
-  next_time < math.huge and text(unix_ms(next_time)) or '',
+  next_expires_at,
   text(overdue),
   expired, skipped, rescheduled, quarantined,
 }

@@ -19,6 +19,7 @@
 --   extended             done; where max_hold_ms cuts the duration short, up to that limit
 --   unchanged            it is held longer than that already
 --   limit_reached        it is held for max_hold_ms already
+--   duration_invalid     not an integer from 1 to 2^53
 --   not_found            no such reservation: never made, or its retention is over
 --   ended                it was Confirmed or Released, or has Expired; see status
 --   different            it is of another order or product
@@ -26,7 +27,7 @@
 
 local index, reservation, quarantine = KEYS[1], KEYS[2], KEYS[3]
 local id, order_id, product_id = ARGV[1], ARGV[2], ARGV[3]
-local duration_ms, max_hold_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_hold_ms = tonumber(ARGV[5])
 local now_ms, wake = tonumber(ARGV[6]), ARGV[7]
 
 local MAX_TEXT = '9007199254740992' -- 2^53: above it a Lua number skips integers
@@ -38,6 +39,8 @@ local function integer(value)
   return tonumber(value)
 end
 
+local duration_ms = integer(ARGV[4])
+if not duration_ms or duration_ms < 1 then return {'duration_invalid', '', '', '', ''} end
 local kind = redis.call('TYPE', reservation).ok
 if kind == 'none' then return {'not_found', '', '', '', ''} end
 if kind ~= 'hash' then return {'reservation_invalid', '', '', '', ''} end

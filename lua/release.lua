@@ -10,7 +10,7 @@
 --   ARGV[1]  reservation id
 --   ARGV[2]  order id
 --   ARGV[3]  product id
---   ARGV[4]  retention_ms  how long a Released reservation stays; 0 deletes it, -1 keeps it
+--   ARGV[4]  retention_ms  how long a Released reservation stays; 0 deletes it, -1 or none keeps it
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms
 --   released             done
@@ -24,7 +24,7 @@
 --                        available would pass 2^53
 
 local index, reservation, stock, quarantine = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, order_id, product_id, retention_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local id, order_id, product_id, retention_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]) or -1
 
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
 local MAX_TEXT = '9007199254740992'

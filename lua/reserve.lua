@@ -16,20 +16,22 @@
 --   ARGV[6]  now_ms        Unix ms; empty: the server's own clock
 --   ARGV[7]  wake          channel on which workers listen
 --
--- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms, available
+-- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms, available;
+-- empty where it is not known, and available where it did not matter
 --   reserved             done
 --   unchanged            this very reservation is Active already
 --   insufficient_stock   fewer are available than the quantity
 --   different            the id is taken by another order, product or quantity
 --   ended                the id was used before; see status
 --   quantity_invalid     not an integer from 1 to 2^53
+--   duration_invalid     not an integer from 1 to 2^53
 --   reservation_invalid  the reservation's key holds another type
 --   stock_missing        no such product
 --   stock_invalid        a counter is not an integer, or reserved would pass 2^53
 
 local index, reservation, stock, quarantine = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, order_id, product_id, quantity_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local duration_ms, now_ms, wake = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local now_ms, wake = tonumber(ARGV[6]), ARGV[7]
 
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
 local MAX_TEXT = '9007199254740992'
@@ -50,8 +52,9 @@ local function reply(code, row, available)
   return {code, row[1] or '', row[2] or '', row[3] or '', row[4] or '', available and text(available) or ''}
 end
 
-local quantity = integer(quantity_text)
+local quantity, duration_ms = integer(quantity_text), integer(ARGV[5])
 if not quantity or quantity < 1 then return reply('quantity_invalid') end
+if not duration_ms or duration_ms < 1 then return reply('duration_invalid') end
 
 local kind = redis.call('TYPE', reservation).ok
 if kind == 'hash' then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -62,9 +63,10 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "the Redis URL: "),
         (["once", "--redis-url", "rediss://h/0?ssl_cert_reqs=maybe"], "the Redis URL: "),
         (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
-        ([], "the following arguments are required: VERB"),
+        ([], "the first argument is one of run, once, demo"),
         (["sweep"], "the first argument is one of run, once, demo"),
         (["--redis-url", "redis://:hunter2@h", "run"], "the first argument is one of run, once, demo"),
+        (["demo", "--shards", "3"], "--shards is a flag of another verb"),
         (["run", "redis://:hunter2@h"], "a value without a flag; a flag and its value are written --flag value"),
         (["run", "--redisurl=redis://:hunter2@h"], "--redisurl is not a flag; the nearest is --redis-url"),
     ],
@@ -91,7 +93,8 @@ def test_once_does_one_tick(shared_server: RedisServer, capsys: pytest.CaptureFi
         inventory.assert_conserved({"mug": 10})
         assert inventory.counters("mug") == (10, 0)
         assert exit_code("once", "--redis-url", shared_server.url) == 0
-        assert capsys.readouterr().err == ""
+        events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+        assert events == ["job_started", "job_stopped"]
 
 
 def test_once_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,11 @@ def test_its_sessions_are_real(own_server: RedisServer, tmp_path: Path) -> None:
                 shop.stock("mug", 6, 2)
                 shop.hold("mug", 2, 4102444800000, "order-3:mug")
                 client.hdel(shop.keys.reservation_prefix + "order-3:mug", "expires_at")
+            if "order-5" in block:
+                shop.stock("mug", 6, 2)
+                shop.hold("mug", "two", 1_795_000_000_000, "order-5:mug")
+                client.publish(shop.keys.wake, "1")
+                wait_until(shop.quarantine)
             if language == "redis":
                 for expected, actual in reader.session(block):
                     assert normal(expected) == normal(actual)
@@ -134,6 +139,7 @@ def test_its_sessions_are_real(own_server: RedisServer, tmp_path: Path) -> None:
                 for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
                     assert normal(expected) == normal(reader.types(command))
 
+        wait_until(lambda: shop.status("order-5:mug") == "Expired")
         assert [b"%d" % 8, b"0"] == client.hmget(shop.keys.stock_prefix + "mug", ["available", "reserved"])
         shop.assert_conserved({"mug": 10})
 
@@ -152,10 +158,10 @@ def test_its_python_runs(server_client: redis.Redis, shared_server: RedisServer)
 
 def test_its_layouts_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each example of a layout is a valid configuration."""
-    layouts = [block for _, block in blocks("sh") if block.startswith("EXPIRER_")]
+    layouts = [block for _, block in blocks("sh") if block.startswith("export EXPIRER_")]
     for layout in layouts:
         with monkeypatch.context() as environment:
-            for assignment in layout.split():
+            for assignment in layout.replace("export ", "").split():
                 environment.setenv(*assignment.split("=", 1))
 
             assert Settings().is_custom_layout

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 import redis
 
-from expirer import Code, Ended, InsufficientStock, Refused, Reservation, Reservations
+from expirer import Code, Ended, InsufficientStock, Refused, Reservation, Reservations, scripts
 from expirer.keys import ShardKeys, shard_of
 from expirer.settings import Settings
 from expirer.worker import Worker
@@ -471,6 +471,44 @@ def test_a_layout_of_its_own_has_a_checkout_of_its_own(client: redis.Redis) -> N
 
 
 def test_a_shop_has_a_shard() -> None:
-    """No shards at all is the caller's mistake."""
+    """No shards at all, or a negative retention, is the caller's mistake."""
     with pytest.raises(ValueError, match="must be 1 or more"):
         Reservations(fakeredis.FakeRedis(), shards=0)
+    with pytest.raises(ValueError, match="is negative"):
+        Reservations(fakeredis.FakeRedis(), retention=timedelta(seconds=-1))
+
+
+@pytest.mark.parametrize("duration", ["", "abc", "0", "-5000", "1.5"])
+@pytest.mark.parametrize("step", ["reserve", "extend"])
+def test_scripts_refuse_a_bad_duration(
+    inventory: Inventory, reservations: Reservations, step: str, duration: str
+) -> None:
+    """From any language a duration that is not an integer from 1 is refused before anything is written."""
+    inventory.stock("mug", 10)
+    reservations.reserve("o1", "mug", 3)
+    keys = inventory.keys
+    names = [keys.index, keys.reservation_prefix + "o1:mug", keys.stock_prefix + "mug", keys.quarantine]
+    if step == "extend":
+        names.pop(2)
+    arguments = ["o1:mug", "o1", "mug", *(["3"] if step == "reserve" else []), duration, "", "", keys.wake]
+    before = snapshot(inventory.client)
+
+    reply = inventory.client.eval(scripts.load(step).text, len(names), *names, *arguments)
+
+    assert reply[0] == b"duration_invalid"
+    assert before == snapshot(inventory.client)
+
+
+@pytest.mark.parametrize("step", ["confirm", "release"])
+def test_scripts_keep_what_has_no_retention(inventory: Inventory, reservations: Reservations, step: str) -> None:
+    """Called without a retention a script ends the reservation and keeps it."""
+    inventory.stock("mug", 10)
+    reservations.reserve("o1", "mug", 3)
+    keys = inventory.keys
+    names = [keys.index, keys.reservation_prefix + "o1:mug", keys.stock_prefix + "mug", keys.quarantine]
+
+    inventory.client.eval(scripts.load(step).text, 4, *names, "o1:mug", "o1", "mug")
+
+    assert inventory.client.pttl(names[1]) == -1
+    assert inventory.status("o1:mug") in ("Confirmed", "Released")
+    inventory.assert_conserved({"mug": 10})
