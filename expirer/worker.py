@@ -234,16 +234,16 @@ class Worker:
         is_woken, shard.is_woken = shard.is_woken, False
         if shard.failures or shard.drain is not None:
             return  # messages must not turn the pause after an error into a spin
-        earliest = shard.drain_began_at + self._resolution_s
         if heard is not None:
             # The worker that ticked last leads: it is there in time for the next expiry. The others stand by,
             # each a random while later, and lead when they come first: the leader has gone, or is slow.
             # Without messages each worker is on its own, which costs commands and never a reservation.
             shard.is_standby = heard.worker != self.id.encode()
-            due_at = heard.at + self._delay_s(heard.now, heard.next_expires_at)
+            delay_s = max(self._resolution_s, self._delay_s(heard.now, heard.next_expires_at))
             polled_at = shard.drain_began_at + self._interval_s
-            shard.wake_at = min(polled_at, max(earliest, due_at) + self._standby_s(shard))
+            shard.wake_at = min(polled_at, heard.at + delay_s + self._standby_s(shard))
         if is_woken:
+            earliest = shard.drain_began_at + self._resolution_s
             shard.wake_at = min(shard.wake_at, max(earliest, time.monotonic()) + self._standby_s(shard))
 
     def _standby_s(self, shard: _Shard) -> float:
