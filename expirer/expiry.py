@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import ConnectionError, NoScriptError, TimeoutError, WatchError  # noqa: A004
+from redis.exceptions import NoScriptError, RedisError, WatchError
 
 from expirer import scripts
 from expirer.keys import ShardKeys
@@ -44,28 +44,63 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one call of the script did, and what it saw afterwards; times are in Unix ms."""
+    """What one call of the script did, and what it saw; times are in Unix ms.
+
+    What happened to each entry is read from the reply when it is asked for: a drain that logs nothing of it
+    does not pay for it.
+    """
 
     now: int
     next_expires_at: int | None
     overdue: int
-    expired: tuple[Expired, ...]
-    skipped: tuple[tuple[str, str], ...]
-    """Reservation id and status."""
-    rescheduled: tuple[tuple[str, int], ...]
-    """Reservation id and its own ExpiresAt."""
-    quarantined: tuple[tuple[str, str], ...]
-    """Reservation id and reason."""
+    """Left in the index."""
     pause: Pause | None
+    _expired: list[bytes]
+    _skipped: list[bytes]
+    _rescheduled: list[bytes]
+    _quarantined: list[bytes]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many entries had each outcome, and the units that came back."""
+        return {
+            "expired": len(self._expired) // 5,
+            "units": sum(map(int, self._expired[3::5])),
+            "skipped": len(self._skipped) // 2,
+            "rescheduled": len(self._rescheduled) // 2,
+            "quarantined": len(self._quarantined) // 2,
+        }
 
     @property
     def due(self) -> int:
         """How many due entries the batch took."""
-        return len(self.expired) + len(self.skipped) + len(self.rescheduled) + len(self.quarantined)
+        pairs = len(self._skipped) + len(self._rescheduled) + len(self._quarantined)
+        return len(self._expired) // 5 + pairs // 2
+
+    def expired(self) -> Iterator[Expired]:
+        """Yield the reservations whose units are back."""
+        for id_, order, product, quantity, expires_at in _rows(self._expired, 5):
+            yield Expired(_text(id_), _text(order), _text(product), int(quantity), int(expires_at))
+
+    def skipped(self) -> Iterator[tuple[str, str]]:
+        """Yield reservation id and status."""
+        return ((_text(id_), _text(status)) for id_, status in _rows(self._skipped, 2))
+
+    def rescheduled(self) -> Iterator[tuple[str, int]]:
+        """Yield reservation id and its own ExpiresAt."""
+        return ((_text(id_), int(expires_at)) for id_, expires_at in _rows(self._rescheduled, 2))
+
+    def quarantined(self) -> Iterator[tuple[str, str]]:
+        """Yield reservation id and reason."""
+        return ((_text(id_), _text(reason)) for id_, reason in _rows(self._quarantined, 2))
 
 
 class Expiry:
-    """Expires batches of one shard.
+    """Expires batches of one shard, each in a guarded transaction on a connection of its own.
+
+    WATCH control, read control, decide, MULTI, the script, EXEC: the commands go out in as few packets as
+    their order allows. In a drain the next decision's WATCH and read travel with this batch's EXEC, so that a
+    batch costs one round trip, and Redis works on it while the caller logs the one before.
 
     Args:
         now_ms: the clock, Unix ms; None leaves it to the server.
@@ -80,11 +115,16 @@ class Expiry:
         worker: str,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
-        self._client = client
-        self._keys = keys
+        self._connection = client.connection_pool.make_connection()
         self._batch_size = settings.batch_size
         self._now_ms = now_ms
         self._script = scripts.load("expire")
+        self._watch = (
+            ("WATCH", keys.control),
+            ("HMGET", keys.control, "paused", "until", "by", "reason"),
+        )
+        self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers)
+        self._grace_ms = to_ms(settings.grace)
         self._layout = (
             -1 if settings.retention is None else to_ms(settings.retention),
             settings.events_maxlen,
@@ -104,10 +144,19 @@ class Expiry:
             keys.ticks,
             *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
-        self._grace_ms = to_ms(settings.grace)
+        self._sent: _Sent | None = None
+        self._is_watching = False
 
-    def expire_batch(self) -> Batch:
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a batch has been sent whose outcome has not been returned."""
+        return self._sent is not None
+
+    def expire_batch(self, *, go_on: bool = False) -> Batch:
         """Expire up to one batch of due reservations; while paused expire none, and only report.
+
+        With `go_on` the next batch is sent before this one is returned, where more is overdue. It must then
+        be asked for as well.
 
         Raises:
             WatchError: the operator's hand moved between the decision and the commit; nothing happened.
@@ -115,73 +164,110 @@ class Expiry:
 
         """
         try:
+            sent, self._sent = self._sent or self._send(), None
             try:
-                return self._guarded()
+                reply, control = self._receive(sent)
             except NoScriptError:
-                self._client.script_load(self._script.text)
-                return self._guarded()
-        except WatchError as error:
-            # redis-py says so too when the connection breaks while it watches.
-            if isinstance(error.__context__, ConnectionError | TimeoutError):
-                raise error.__context__ from None
+                self._ask(("SCRIPT", "LOAD", self._script.text))
+                sent = self._send()
+                reply, control = self._receive(sent)
+        except BaseException:
+            self._drop()
             raise
+        overdue = int(reply[2])
+        if go_on and overdue and sent.pause is None:
+            try:
+                self._sent = self._send(control, ahead=overdue > self._batch_size)
+            except (RedisError, OSError):
+                self._drop()  # the next call meets the trouble; this batch is done, and must be told of
+        return Batch(int(reply[0]), int(reply[1]) if reply[1] else None, overdue, sent.pause, *reply[3:])
 
-    def _guarded(self) -> Batch:
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(self._keys.control)  # type: ignore[no-untyped-call]
-            pause = self._read_pause(pipe)
-            pipe.multi()
-            keys = self._keys
-            pipe.evalsha(
-                self._script.sha,
-                5,
-                keys.index,
-                keys.events,
-                keys.quarantine,
-                keys.stats,
-                keys.workers,
+    def _send(self, control: list[bytes | None] | None = None, *, ahead: bool = False) -> _Sent:
+        """Decide, and send a batch; `control` is the key as it was read under the WATCH that still holds."""
+        if control is None:
+            self._reconnect_if_closed()
+            first = (("UNWATCH",),) if self._is_watching else ()
+            control = self._ask(*first, *self._watch)
+        pause = self._read_pause(control)
+        batch = (
+            ("MULTI",),
+            (
+                *("EVALSHA", self._script.sha, len(self._keys), *self._keys),
                 self._batch_size if pause is None else 0,
                 self._grace_ms,
                 "" if self._now_ms is None else self._now_ms(),
                 *self._layout,
-            )
-            (reply,) = pipe.execute()
-        return _parse(reply, pause)
+            ),
+            ("EXEC",),
+        )
+        self._write(*batch, *(self._watch if ahead else ()))
+        return _Sent(pause, ahead)
 
-    def _read_pause(self, pipe: Pipeline) -> Pause | None:
-        # Immediate while watching: the reply is here, not in EXEC.
-        row = cast("list[bytes | None]", pipe.hmget(self._keys.control, ["paused", "until", "by", "reason"]))
-        paused, until, by, reason = (value or b"" for value in row)
+    def _receive(self, sent: _Sent) -> tuple[list[Any], list[bytes | None] | None]:
+        """Return the script's reply, and the control key where it was read ahead."""
+        self._read(2)
+        results = self._read()
+        control = self._read(len(self._watch)) if sent.is_ahead else None
+        self._is_watching = sent.is_ahead
+        if results is None:
+            raise WatchError("the control key changed; nothing was done")
+        (reply,) = results
+        if isinstance(reply, Exception):
+            raise reply
+        return reply, control
+
+    def _read_pause(self, control: list[bytes | None]) -> Pause | None:
+        paused, until, by, reason = (value or b"" for value in control)
         if paused.strip().lower() in _NOT_PAUSED:
             return None
         # A pause whose end cannot be read lasts: nothing expires against the operator's will.
         end = int(until) if until.strip().isdigit() and int(until) >= _LEAST_UNIX_MS else None
-        if end is not None and self._clock_ms(pipe) >= end:
+        if end is not None and self._clock_ms() >= end:
             return None
         return Pause(by=_text(by), reason=_text(reason), until=end)
 
-    def _clock_ms(self, pipe: Pipeline) -> int:
+    def _clock_ms(self) -> int:
         if self._now_ms is not None:
             return self._now_ms()
-        seconds, microseconds = pipe.time()
-        return seconds * 1000 + microseconds // 1000
+        seconds, microseconds = self._ask(("TIME",))
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def _ask(self, *commands: tuple[object, ...]) -> Any:  # noqa: ANN401  # a reply of Redis
+        """Send commands in one packet; return the last one's reply."""
+        self._write(*commands)
+        return self._read(len(commands))
+
+    def _write(self, *commands: tuple[object, ...]) -> None:
+        connection = self._connection
+        connection.send_packed_command(connection.pack_commands(commands))  # type: ignore[no-untyped-call]
+
+    def _read(self, count: int = 1) -> Any:  # noqa: ANN401  # a reply of Redis
+        for _ in range(count):
+            reply = self._connection.read_response()
+        return reply
+
+    def _reconnect_if_closed(self) -> None:
+        """Notice a connection that the server closed while nobody looked, before a batch is lost to it."""
+        self._connection.connect()  # type: ignore[no-untyped-call]
+        try:
+            is_closed = self._connection.can_read(timeout=0)
+        except (RedisError, OSError):
+            is_closed = True
+        if is_closed:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._sent, self._is_watching = None, False
+        with suppress(RedisError, OSError):
+            self._connection.disconnect()  # type: ignore[no-untyped-call]
 
 
-def _parse(reply: list[Any], pause: Pause | None) -> Batch:
-    now, next_expires_at, overdue, expired, skipped, rescheduled, quarantined = reply
-    return Batch(
-        now=int(now),
-        next_expires_at=int(next_expires_at) if next_expires_at else None,
-        overdue=int(overdue),
-        expired=tuple(
-            Expired(_text(id_), _text(order), _text(product), int(quantity), int(expires_at))
-            for id_, order, product, quantity, expires_at in _rows(expired, 5)
-        ),
-        skipped=tuple((_text(id_), _text(status)) for id_, status in _rows(skipped, 2)),
-        rescheduled=tuple((_text(id_), int(expires_at)) for id_, expires_at in _rows(rescheduled, 2)),
-        quarantined=tuple((_text(id_), _text(reason)) for id_, reason in _rows(quarantined, 2)),
-        pause=pause,
-    )
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch on its way, and whether the next decision's WATCH and read went with it."""
+
+    pause: Pause | None
+    is_ahead: bool
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

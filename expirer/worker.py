@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -126,7 +127,8 @@ class Worker:
                 now = time.monotonic()
                 self._done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
                 self._sleep()
-            self._done += sum((self._end_drain(shard) for shard in self._shards if shard.drain), Tick())
+            while draining := [shard for shard in self._shards if shard.drain is not None]:
+                self._done += self._advance_all(draining)
         finally:
             listener.stop()
             self._log_stop(self._done)
@@ -159,12 +161,12 @@ class Worker:
         if shard.drain is None:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
-            batch = shard.expiry.expire_batch()
+            batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
             self._log_change(shard, batch)
             if batch.due and shard.drain == Tick():
                 shard.log.info("found_expired_reservations", count=batch.due + batch.overdue)
             _log_outcomes(shard.log, batch)
-            shard.drain = replace(shard.drain + _count(batch), overdue=batch.overdue)
+            shard.drain = replace(shard.drain + Tick(**batch.counts), overdue=batch.overdue)
         except WatchError:
             shard.log.warning("concurrency_conflict", error="the control key changed; nothing was done")
             return self._end_drain(shard, conflicts=1)
@@ -178,10 +180,10 @@ class Worker:
                 exc_info=not isinstance(error, RedisError | OSError),
             )
             return self._end_drain(shard, delay_s, errors=1)
-        if batch.due == self._settings.batch_size and not self._is_stopping:
-            return Tick()
         if batch.pause is not None:
             return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
+        if shard.expiry.is_under_way or (batch.overdue and not self._is_stopping):
+            return Tick()
         return self._end_drain(shard, self._delay_s(batch.now, batch.next_expires_at))
 
     def _end_drain(self, shard: _Shard, delay_s: float = 0.0, **obstacles: int) -> Tick:
@@ -317,18 +319,8 @@ class Worker:
         shard.is_far = is_far
 
 
-def _count(batch: Batch) -> Tick:
-    return Tick(
-        expired=len(batch.expired),
-        units=sum(reservation.quantity for reservation in batch.expired),
-        skipped=len(batch.skipped),
-        rescheduled=len(batch.rescheduled),
-        quarantined=len(batch.quarantined),
-    )
-
-
 def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
-    for reservation in batch.expired:
+    for reservation in batch.expired() if log.is_enabled_for(logging.INFO) else ():
         log.info(
             "reservation_expired",
             reservation_id=reservation.reservation_id,
@@ -338,11 +330,11 @@ def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
             expires_at=reservation.expires_at,
             lateness_ms=batch.now - reservation.expires_at,
         )
-    for reservation_id, reason in batch.quarantined:
+    for reservation_id, reason in batch.quarantined():
         log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)
-    for reservation_id, status in batch.skipped:
+    for reservation_id, status in batch.skipped():
         log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
-    for reservation_id, expires_at in batch.rescheduled:
+    for reservation_id, expires_at in batch.rescheduled():
         log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
 
 

@@ -17,6 +17,7 @@ import redis
 from redis.client import Pipeline
 
 from expirer import Ended, Refused, Reservations
+from expirer.expiry import Expiry, Pause
 from expirer.settings import Settings
 from expirer.worker import Tick, Worker
 from tests.conftest import Log
@@ -79,7 +80,13 @@ class PlainCheckout:
                     pipe.reset()
 
     def _attempt(
-        self, pipe: Pipeline, operation: str, order: str, product: str, quantity: int, ms: int
+        self,
+        pipe: Pipeline,
+        operation: str,
+        order: str,
+        product: str,
+        quantity: int,
+        ms: int,
     ) -> Answer | None:
         id_ = f"{order}:{product}"
         key, stock = self._keys.reservation_prefix + id_, self._keys.stock_prefix + product
@@ -276,15 +283,16 @@ def in_the_gap(
 
         def arrange(fields: dict[str, Any]) -> dict[bytes, bytes]:
             snapshot: dict[bytes, bytes] = {}
-            multi = Pipeline.multi
+            read_pause = Expiry._read_pause
 
-            def write(pipe: Pipeline) -> None:
-                monkeypatch.setattr(Pipeline, "multi", multi)
+            def read_then_write(expiry: Expiry, control: list[bytes | None]) -> Pause | None:
+                monkeypatch.setattr(Expiry, "_read_pause", read_pause)
+                pause = read_pause(expiry, control)
                 second.hset(Inventory(second).keys.control, mapping=fields)
                 snapshot.update(_snapshot(second))
-                multi(pipe)
+                return pause
 
-            monkeypatch.setattr(Pipeline, "multi", write)
+            monkeypatch.setattr(Expiry, "_read_pause", read_then_write)
             return snapshot
 
         yield arrange

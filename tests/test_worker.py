@@ -162,7 +162,8 @@ def test_a_drain_stops_at_a_pause(inventory: Inventory, make_worker: MakeWorker,
     expiry = worker._shards[0].expiry
     expire_batch = expiry.expire_batch
 
-    def pause_after_one() -> object:
+    def pause_after_one(*, go_on: bool) -> object:
+        del go_on  # a batch already under way may be the last one before the pause
         batch = expire_batch()
         inventory.client.hset(inventory.keys.control, "paused", 1)
         return batch
@@ -284,7 +285,8 @@ def test_an_error_in_a_drain_leaves_the_rest_counted(inventory: Inventory, make_
     expiry = worker._shards[0].expiry
     real = expiry.expire_batch
 
-    def fail_after_one() -> object:
+    def fail_after_one(*, go_on: bool) -> object:
+        del go_on
         batch = real()
         inventory.client.delete(inventory.keys.control)
         inventory.client.set(inventory.keys.control, "not ours")
@@ -375,7 +377,8 @@ def test_the_interval_caps_the_pause_after_an_error(
 def test_a_bug_is_logged_with_its_traceback(worker: Worker, log: Log) -> None:
     """An error that is not Redis's is logged with a traceback, and does not end the worker."""
 
-    def fail() -> None:
+    def fail(*, go_on: bool) -> None:
+        del go_on
         raise LookupError("surprise")
 
     worker._shards[0].expiry.expire_batch = fail  # type: ignore[method-assign,assignment]
@@ -447,9 +450,11 @@ def test_only_shards_that_are_due_are_swept(client: redis.Redis, log: Log, monke
     swept: list[tuple[int, float]] = []
     for shard in worker._shards:
 
-        def sweep(number: int = shard.number, real: Callable[[], Any] = shard.expiry.expire_batch) -> object:
+        def sweep(
+            *, go_on: bool, number: int = shard.number, real: Callable[..., Any] = shard.expiry.expire_batch
+        ) -> object:
             swept.append((number, round(fake_time.now - 1000)))
-            return real()
+            return real(go_on=go_on)
 
         shard.expiry.expire_batch = sweep  # type: ignore[assignment, method-assign]
 
@@ -585,7 +590,8 @@ def test_a_stop_ends_a_drain_after_its_batch(inventory: Inventory, make_worker: 
     expiry = worker._shards[0].expiry
     expire_batch = expiry.expire_batch
 
-    def stop_after_one() -> object:
+    def stop_after_one(*, go_on: bool) -> object:
+        del go_on  # a batch already under way would be finished and told of as well
         batch = expire_batch()
         worker.stop()
         return batch
@@ -694,3 +700,53 @@ def test_a_fleet_releases_each_unit_once(shared_server: RedisServer, server_clie
 
     assert 100 == sum(len(log.of("reservation_expired")) for log in logs)
     shop.assert_conserved({"mug": 300})
+
+
+def test_a_batch_under_way_at_a_stop_is_told_of(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
+    """A batch that was already sent when the stop came is waited for, and each of its reservations is logged."""
+    inventory.stock("mug", 0, 30)
+    for _ in range(30):
+        inventory.hold("mug")
+    worker = make_worker(batch_size=10)
+    expiry = worker._shards[0].expiry
+    expire_batch = expiry.expire_batch
+
+    def stop_meanwhile(*, go_on: bool) -> object:
+        batch = expire_batch(go_on=go_on)
+        worker.stop()
+        return batch
+
+    expiry.expire_batch = stop_meanwhile  # type: ignore[assignment,method-assign]
+
+    worker.run()
+
+    assert len(log.of("reservation_expired")) == 20
+    (completed,) = log.of("processing_completed")
+    assert (completed["count"], completed["overdue"]) == (20, 10)
+    inventory.assert_conserved({"mug": 30})
+
+
+def test_a_drain_costs_one_packet_a_batch(inventory: Inventory, make_worker: MakeWorker) -> None:
+    """In a drain the next decision's WATCH and read travel with the batch before: one round trip for each batch."""
+    inventory.stock("mug", 0, 80)
+    for _ in range(80):
+        inventory.hold("mug")
+    worker = make_worker(batch_size=10)
+    worker.tick()
+    for _ in range(80):
+        inventory.hold("mug")
+    inventory.stock("mug", 0, 80)
+    expiry = worker._shards[0].expiry
+    write = expiry._write
+    packets: list[list[object]] = []
+
+    def count(*commands: tuple[object, ...]) -> None:
+        packets.append([command[0] for command in commands])
+        write(*commands)
+
+    expiry._write = count  # type: ignore[method-assign]
+
+    assert worker.tick().expired == 80
+    look, batch = ["WATCH", "HMGET"], ["MULTI", "EVALSHA", "EXEC"]
+    assert packets == [look, batch, look, *[batch + look] * 6, batch]
+    inventory.assert_conserved({"mug": 80})
