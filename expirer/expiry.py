@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +95,7 @@ class Batch:
 
 
 class Expiry:
-    """Expires batches of one shard, each in a guarded transaction on a connection of its own.
+    """Expires batches of one shard, each in a guarded transaction.
 
     WATCH control, read control, decide, MULTI, the script, EXEC: the commands go out in as few packets as
     their order allows. In a drain the next decision's WATCH and read travel with this batch's EXEC, so that a
@@ -115,7 +114,7 @@ class Expiry:
         worker: str,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
-        self._connection = client.connection_pool.make_connection()
+        self._pool = client.connection_pool
         self._batch_size = settings.batch_size
         self._now_ms = now_ms
         self._script = scripts.load("expire")
@@ -145,7 +144,6 @@ class Expiry:
             *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
         self._sent: _Sent | None = None
-        self._is_watching = False
 
     @property
     def is_under_way(self) -> bool:
@@ -163,111 +161,104 @@ class Expiry:
             RedisError: Redis refused (nothing happened) or the reply was lost (the batch may be whole).
 
         """
+        sent, self._sent = self._sent, None
+        connection = sent.connection if sent else self._pool.get_connection()
         try:
-            sent, self._sent = self._sent or self._send(), None
-            try:
-                reply, control = self._receive(sent)
-            except NoScriptError:
-                self._ask(("SCRIPT", "LOAD", self._script.text))
-                sent = self._send()
-                reply, control = self._receive(sent)
+            return self._expire_batch(connection, sent, go_on=go_on)
         except BaseException:
-            self._drop()
+            connection.disconnect()
             raise
+        finally:
+            if self._sent is None:
+                self._pool.release(connection)
+
+    def _expire_batch(self, connection: Any, sent: _Sent | None, *, go_on: bool) -> Batch:  # noqa: ANN401  # see _Sent
+        sent = sent or self._send(connection)
+        reply, control = self._receive(sent)
+        if isinstance(reply, NoScriptError):
+            _ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
+            sent = self._send(connection)
+            reply, control = self._receive(sent)
+        if isinstance(reply, Exception):
+            raise reply
         overdue = int(reply[2])
         if go_on and overdue and sent.pause is None:
             try:
-                self._sent = self._send(control, ahead=overdue > self._batch_size)
+                self._sent = self._send(connection, control, is_ahead=overdue > self._batch_size)
             except (RedisError, OSError):
-                self._drop()  # the next call meets the trouble; this batch is done, and must be told of
+                connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
+        elif control is not None:
+            connection.disconnect()  # with it goes a WATCH that nobody needs
         return Batch(int(reply[0]), int(reply[1]) if reply[1] else None, overdue, sent.pause, *reply[3:])
 
-    def _send(self, control: list[bytes | None] | None = None, *, ahead: bool = False) -> _Sent:
+    def _send(
+        self,
+        connection: Any,  # noqa: ANN401  # see _Sent
+        control: list[bytes | None] | None = None,
+        *,
+        is_ahead: bool = False,
+    ) -> _Sent:
         """Decide, and send a batch; `control` is the key as it was read under the WATCH that still holds."""
-        if control is None:
-            self._reconnect_if_closed()
-            first = (("UNWATCH",),) if self._is_watching else ()
-            control = self._ask(*first, *self._watch)
-        pause = self._read_pause(control)
-        batch = (
-            ("MULTI",),
-            (
-                *("EVALSHA", self._script.sha, len(self._keys), *self._keys),
-                self._batch_size if pause is None else 0,
-                self._grace_ms,
-                "" if self._now_ms is None else self._now_ms(),
-                *self._layout,
-            ),
-            ("EXEC",),
+        pause = self._read_pause(connection, _ask(connection, *self._watch) if control is None else control)
+        evalsha = (
+            *("EVALSHA", self._script.sha, len(self._keys), *self._keys),
+            self._batch_size if pause is None else 0,
+            self._grace_ms,
+            "" if self._now_ms is None else self._now_ms(),
+            *self._layout,
         )
-        self._write(*batch, *(self._watch if ahead else ()))
-        return _Sent(pause, ahead)
+        _write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
+        return _Sent(connection, pause, is_ahead)
 
-    def _receive(self, sent: _Sent) -> tuple[list[Any], list[bytes | None] | None]:
-        """Return the script's reply, and the control key where it was read ahead."""
-        self._read(2)
-        results = self._read()
-        control = self._read(len(self._watch)) if sent.is_ahead else None
-        self._is_watching = sent.is_ahead
+    def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
+        """Return the script's reply or its error, and the control key where it was read ahead."""
+        _read(sent.connection, 2)
+        results = _read(sent.connection)
         if results is None:
             raise WatchError("the control key changed; nothing was done")
-        (reply,) = results
-        if isinstance(reply, Exception):
-            raise reply
-        return reply, control
+        return results[0], _read(sent.connection, len(self._watch)) if sent.is_ahead else None
 
-    def _read_pause(self, control: list[bytes | None]) -> Pause | None:
+    def _read_pause(self, connection: Any, control: list[bytes | None]) -> Pause | None:  # noqa: ANN401  # see _Sent
         paused, until, by, reason = (value or b"" for value in control)
         if paused.strip().lower() in _NOT_PAUSED:
             return None
         # A pause whose end cannot be read lasts: nothing expires against the operator's will.
         end = int(until) if until.strip().isdigit() and int(until) >= _LEAST_UNIX_MS else None
-        if end is not None and self._clock_ms() >= end:
+        if end is not None and self._clock_ms(connection) >= end:
             return None
         return Pause(by=_text(by), reason=_text(reason), until=end)
 
-    def _clock_ms(self) -> int:
+    def _clock_ms(self, connection: Any) -> int:  # noqa: ANN401  # see _Sent
         if self._now_ms is not None:
             return self._now_ms()
-        seconds, microseconds = self._ask(("TIME",))
+        seconds, microseconds = _ask(connection, ("TIME",))
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-    def _ask(self, *commands: tuple[object, ...]) -> Any:  # noqa: ANN401  # a reply of Redis
-        """Send commands in one packet; return the last one's reply."""
-        self._write(*commands)
-        return self._read(len(commands))
-
-    def _write(self, *commands: tuple[object, ...]) -> None:
-        connection = self._connection
-        connection.send_packed_command(connection.pack_commands(commands))  # type: ignore[no-untyped-call]
-
-    def _read(self, count: int = 1) -> Any:  # noqa: ANN401  # a reply of Redis
-        for _ in range(count):
-            reply = self._connection.read_response()
-        return reply
-
-    def _reconnect_if_closed(self) -> None:
-        """Notice a connection that the server closed while nobody looked, before a batch is lost to it."""
-        self._connection.connect()  # type: ignore[no-untyped-call]
-        try:
-            is_closed = self._connection.can_read(timeout=0)
-        except (RedisError, OSError):
-            is_closed = True
-        if is_closed:
-            self._drop()
-
-    def _drop(self) -> None:
-        self._sent, self._is_watching = None, False
-        with suppress(RedisError, OSError):
-            self._connection.disconnect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A batch on its way, and whether the next decision's WATCH and read went with it."""
+    """A batch on its way: on which connection, and whether the next decision's WATCH and read went with it."""
 
+    connection: Any  # redis-py names no type that its kinds of connection share
     pause: Pause | None
     is_ahead: bool
+
+
+def _ask(connection: Any, *commands: tuple[object, ...]) -> Any:  # noqa: ANN401  # see _Sent
+    """Send commands in one packet; return the last one's reply."""
+    _write(connection, *commands)
+    return _read(connection, len(commands))
+
+
+def _write(connection: Any, *commands: tuple[object, ...]) -> None:  # noqa: ANN401  # see _Sent
+    connection.send_packed_command(connection.pack_commands(commands))
+
+
+def _read(connection: Any, count: int = 1) -> Any:  # noqa: ANN401  # see _Sent
+    """Read replies; return the last one, raise the first error."""
+    for _ in range(count):
+        reply = connection.read_response()
+    return reply
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

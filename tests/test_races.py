@@ -285,9 +285,9 @@ def in_the_gap(
             snapshot: dict[bytes, bytes] = {}
             read_pause = Expiry._read_pause
 
-            def read_then_write(expiry: Expiry, control: list[bytes | None]) -> Pause | None:
+            def read_then_write(expiry: Expiry, connection: Any, control: list[bytes | None]) -> Pause | None:  # noqa: ANN401
                 monkeypatch.setattr(Expiry, "_read_pause", read_pause)
-                pause = read_pause(expiry, control)
+                pause = read_pause(expiry, connection, control)
                 second.hset(Inventory(second).keys.control, mapping=fields)
                 snapshot.update(_snapshot(second))
                 return pause

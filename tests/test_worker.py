@@ -13,7 +13,7 @@ import fakeredis
 import pytest
 import redis
 
-from expirer import Reservations
+from expirer import Reservations, expiry
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.worker import Tick, Worker
@@ -726,7 +726,9 @@ def test_a_batch_under_way_at_a_stop_is_told_of(inventory: Inventory, make_worke
     inventory.assert_conserved({"mug": 30})
 
 
-def test_a_drain_costs_one_packet_a_batch(inventory: Inventory, make_worker: MakeWorker) -> None:
+def test_a_drain_costs_one_packet_a_batch(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a drain the next decision's WATCH and read travel with the batch before: one round trip for each batch."""
     inventory.stock("mug", 0, 80)
     for _ in range(80):
@@ -736,15 +738,14 @@ def test_a_drain_costs_one_packet_a_batch(inventory: Inventory, make_worker: Mak
     for _ in range(80):
         inventory.hold("mug")
     inventory.stock("mug", 0, 80)
-    expiry = worker._shards[0].expiry
     write = expiry._write
     packets: list[list[object]] = []
 
-    def count(*commands: tuple[object, ...]) -> None:
+    def count(connection: object, *commands: tuple[object, ...]) -> None:
         packets.append([command[0] for command in commands])
-        write(*commands)
+        write(connection, *commands)
 
-    expiry._write = count  # type: ignore[method-assign]
+    monkeypatch.setattr(expiry, "_write", count)
 
     assert worker.tick().expired == 80
     look, batch = ["WATCH", "HMGET"], ["MULTI", "EVALSHA", "EXEC"]
