@@ -19,7 +19,9 @@ from typing import cast
 
 from pydantic import SecretStr
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from expirer import scripts
 from expirer.connect import connect, location, redact
@@ -128,6 +130,7 @@ def run(settings: Settings, *, embedded: bool) -> int:
 
 def _run_on(settings: Settings) -> int:
     client = connect(settings)
+    client.set_retry(Retry(NoBackoff(), 3))  # every step of a shop may be repeated
     (keys,) = shard_keys(settings)
     shop = Shop(Reservations.from_settings(client, settings), seed=secrets.randbits(32))
     try:
@@ -151,7 +154,7 @@ def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) ->
     _say("Look inside while it runs:")
     _say(f"  {_redis_cli(settings)} ZRANGE '{keys.index}' 0 -1 WITHSCORES")
     _say(f"  {_redis_cli(settings)} HGETALL '{keys.stock_prefix}mug'\n")
-    worker = Worker(client, settings, build_logger(settings))
+    worker = Worker(connect(settings), settings, build_logger(settings))
     thread = threading.Thread(target=worker.run, name="expirer-worker")
     thread.start()
     try:
