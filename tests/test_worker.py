@@ -734,7 +734,7 @@ def test_a_drain_costs_one_packet_a_batch(
     for _ in range(80):
         inventory.hold("mug")
     worker = make_worker(batch_size=10)
-    worker.tick()
+    worker.tick()  # loads the script
     for _ in range(80):
         inventory.hold("mug")
     inventory.stock("mug", 0, 80)
@@ -751,3 +751,29 @@ def test_a_drain_costs_one_packet_a_batch(
     look, batch = ["WATCH", "HMGET"], ["MULTI", "EVALSHA", "EXEC"]
     assert packets == [look, batch, look, *[batch + look] * 6, batch]
     inventory.assert_conserved({"mug": 80})
+
+
+def test_a_batch_is_told_of_though_the_next_cannot_be_sent(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """Where the connection breaks while the next batch is sent, the one before is logged and counted all the same."""
+    worker = make_worker(batch_size=10)
+    worker.tick()  # loads the script
+    inventory.stock("mug", 0, 30)
+    for _ in range(30):
+        inventory.hold("mug")
+    write = expiry._write
+    left = iter(range(3))
+
+    def break_down(connection: object, *commands: tuple[object, ...]) -> None:
+        if next(left, None) is None:
+            raise redis.ConnectionError("cut")
+        write(connection, *commands)
+
+    monkeypatch.setattr(expiry, "_write", break_down)
+
+    assert worker.tick() == Tick(expired=10, units=10, overdue=20, errors=1)
+    assert len(log.of("reservation_expired")) == 10
+    monkeypatch.setattr(expiry, "_write", write)
+    assert worker.tick().expired == 20
+    inventory.assert_conserved({"mug": 30})
