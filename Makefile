@@ -4,7 +4,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: bench clean demo lint test
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -14,6 +14,11 @@ test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
 	$(BIN)/pytest
 
+# One part, fewer rounds: make bench ONLY=drain ROUNDS=2
+bench: $(VENV)/.bench
+	$(BIN)/python tests/servers.py
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -21,7 +26,7 @@ lint: $(VENV)/.lint
 	$(BIN)/hadolint Dockerfile
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist benchmarks/.peers benchmarks/.quick
 
 $(VENV)/.%: pyproject.toml $(VENV)/.made
 	$(BIN)/pip install --quiet --editable '.[$*]'

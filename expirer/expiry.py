@@ -43,13 +43,13 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one call of the script did, and what it saw; times are in Unix ms.
+    """What one call of the script did, and what it saw; times are in Unix ms, `now` with a fraction.
 
     What happened to each entry is read from the reply when it is asked for: a drain that logs nothing of it
     does not pay for it.
     """
 
-    now: int
+    now: float
     next_expires_at: int | None
     overdue: int
     """Left in the index."""
@@ -112,7 +112,7 @@ class Expiry:
         settings: Settings,
         keys: ShardKeys,
         worker: str,
-        now_ms: Callable[[], int] | None = None,
+        now_ms: Callable[[], float] | None = None,
     ) -> None:
         self._pool = client.connection_pool
         self._batch_size = settings.batch_size
@@ -189,7 +189,7 @@ class Expiry:
                 connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
         elif control is not None:
             connection.disconnect()  # with it goes a WATCH that nobody needs
-        return Batch(int(reply[0]), int(reply[1]) if reply[1] else None, overdue, sent.pause, *reply[3:])
+        return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, overdue, sent.pause, *reply[3:])
 
     def _send(
         self,
@@ -228,7 +228,7 @@ class Expiry:
             return None
         return Pause(by=_text(by), reason=_text(reason), until=end)
 
-    def _clock_ms(self, connection: Any) -> int:  # noqa: ANN401  # see _Sent
+    def _clock_ms(self, connection: Any) -> float:  # noqa: ANN401  # see _Sent
         if self._now_ms is not None:
             return self._now_ms()
         seconds, microseconds = _ask(connection, ("TIME",))

@@ -141,7 +141,7 @@ class Reservations:
             shards=settings.shards,
             default_duration=settings.default_duration,
             retention=settings.retention,
-            now_ms=worker_clock if settings.clock == "worker" else None,
+            now_ms=(lambda: int(worker_clock())) if settings.clock == "worker" else None,
         )
 
     def reserve(

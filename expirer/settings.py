@@ -61,9 +61,9 @@ def to_ms(duration: timedelta) -> int:
     return duration // _MS
 
 
-def worker_clock() -> int:
-    """Return this machine's time, Unix ms: the clock where EXPIRER_CLOCK is `worker`."""
-    return time.time_ns() // 1_000_000
+def worker_clock() -> float:
+    """Return this machine's time, Unix ms with a fraction: the clock where EXPIRER_CLOCK is `worker`."""
+    return time.time_ns() / 1_000_000
 
 
 def _forever(value: object) -> object:

@@ -30,6 +30,9 @@ _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
 """An outage longer than this must not add an interval of lateness to its own length."""
 
+_AFTER_MS = 0.2
+"""Due is strictly before now; a look that came too early would cost a resolution."""
+
 _STOP = -1
 
 _PIPELINE_NOISE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
@@ -60,7 +63,7 @@ class _Heard:
     """A tick of which the channel told: when (monotonic seconds), what was next, and whose it was."""
 
     at: float
-    now: int
+    now: float
     next_expires_at: int | None
     worker: bytes
 
@@ -99,7 +102,7 @@ class Worker:
         client: Redis,
         settings: Settings,
         log: FilteringBoundLogger,
-        now_ms: Callable[[], int] | None = None,
+        now_ms: Callable[[], float] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._client = client
@@ -220,7 +223,7 @@ class Worker:
         """Take note of a tick: `<now> <next ExpiresAt or nothing> <worker>`; a stranger's message is none."""
         with suppress(ValueError):
             now, next_expires_at, worker = message.split(b" ", 2)
-            heard = _Heard(time.monotonic(), int(now), int(next_expires_at) if next_expires_at else None, worker)
+            heard = _Heard(time.monotonic(), float(now), int(next_expires_at) if next_expires_at else None, worker)
             self._shards[number].heard = heard
             self._signal(number)
 
@@ -258,12 +261,11 @@ class Worker:
             self._interval_s if pause.until is None else min(self._interval_s, max(0, pause.until - batch.now) / 1000)
         )
 
-    def _delay_s(self, now: int, next_expires_at: int | None) -> float:
+    def _delay_s(self, now: float, next_expires_at: int | None) -> float:
         """Return the seconds until the next reservation falls due, at most the interval."""
         if next_expires_at is None:
             return self._interval_s
-        # Due is strictly before now: the millisecond after.
-        due_at = next_expires_at + to_ms(self._settings.grace) + 1
+        due_at = next_expires_at + to_ms(self._settings.grace) + _AFTER_MS
         return min(self._interval_s, max(0, due_at - now) / 1000)
 
     def _retry_delay_s(self, shard: _Shard) -> float:
@@ -328,7 +330,7 @@ def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
             product_id=reservation.product_id,
             quantity=reservation.quantity,
             expires_at=reservation.expires_at,
-            lateness_ms=batch.now - reservation.expires_at,
+            lateness_ms=int(batch.now) - reservation.expires_at,
         )
     for reservation_id, reason in batch.quarantined():
         log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)

@@ -15,7 +15,7 @@
 -- ARGV
 --   ARGV[1]   batch               most reservations to take; 0 takes none and only reports
 --   ARGV[2]   grace_ms            time to wait after ExpiresAt, ms
---   ARGV[3]   now_ms              Unix ms; empty: the server's own clock
+--   ARGV[3]   now_ms              Unix ms, maybe with a fraction; empty: the server's own clock
 --   ARGV[4]   retention_ms        how long an Expired reservation stays; 0 deletes it, -1 keeps it
 --   ARGV[5]   events_maxlen       approximate length of the stream; 0 writes no events
 --   ARGV[6]   worker              id of the calling worker
@@ -35,7 +35,7 @@
 --   ARGV[20]  ended               and all after it: the other status words of the inventory, lower case
 --
 -- Returns  every number as a decimal string
---   [1]  now, Unix ms
+--   [1]  now, Unix ms with three decimals
 --   [2]  next ExpiresAt in the index, Unix ms; empty: none
 --   [3]  overdue reservations left in the index
 --   [4]  expired      id, order_id, product_id, quantity, ExpiresAt in Unix ms, ...
@@ -122,11 +122,12 @@ end
 
 if not now_ms then
   local time = call('TIME')
-  now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  now_ms = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 end
-local now = text(now_ms)
+local now = text(math.floor(now_ms))
+local exact_now = string.format('%.3f', now_ms)
 local cutoff = (now_ms - grace_ms) / unit_ms
-local before_cutoff = string.format('(%.3f', cutoff)
+local before_cutoff = string.format('(%.6f', cutoff) -- microseconds, in either unit
 
 local stock = {} -- product id -> its counters, and the units this batch gives back
 
@@ -253,7 +254,7 @@ end
 -- use of a command, so each is first used where a refusal leaves every unit in place, some of them
 -- only for that: on an empty range, with the values that are there already.
 call('ZADD', workers, now, worker)
-call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(now_ms - WORKER_FORGOTTEN_MS))
+call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(math.floor(now_ms) - WORKER_FORGOTTEN_MS))
 call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
 local has_company = call('ZCARD', workers) > 1
 
@@ -311,10 +312,10 @@ end
 local next_expires_at = next_time < math.huge and text(unix_ms(next_time)) or ''
 if has_company then
   -- Who hears it knows what a tick of its own would say. A paused worker waits for nothing.
-  redis.pcall('PUBLISH', ticks, now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
+  redis.pcall('PUBLISH', ticks, exact_now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
 end
 return {
-  now,
+  exact_now,
   next_expires_at,
   text(overdue),
   expired, skipped, rescheduled, quarantined,

@@ -259,7 +259,7 @@ def test_none_expires_before_its_time(fight: Fight) -> None:
         held_until[answer.reservation_id] = max(held_until[answer.reservation_id], answer.expires_at)
 
     assert [] == [
-        event for event in fight.events if int(event[b"expired_at"]) <= held_until[event[b"reservation_id"].decode()]
+        event for event in fight.events if int(event[b"expired_at"]) < held_until[event[b"reservation_id"].decode()]
     ]
 
 

@@ -1,0 +1,1 @@
+"""The peers' own programs, each run by the interpreter that has its library."""

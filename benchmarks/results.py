@@ -1,0 +1,75 @@
+"""The results: kept as JSON, so that report and charts can be made again without measuring."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import hiredis
+import redis
+
+import expirer
+from benchmarks.figures import Round
+from benchmarks.servers import running
+from benchmarks.systems import System
+
+
+@dataclass(slots=True)
+class PartResult:
+    """What one part measured, and when."""
+
+    measured_at: str
+    rounds: list[Round]
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that the report tells; a part that is measured alone replaces its own only."""
+
+    machine: dict[str, str] = field(default_factory=dict)
+    systems: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, PartResult] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read what was kept; nothing where there is none."""
+        if not path.exists():
+            return cls()
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        parts = {name: PartResult(**part) for name, part in kept.pop("parts").items()}
+        return cls(**kept, parts=parts)
+
+    def write(self, path: Path) -> None:
+        """Keep everything."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def describe(self, systems: dict[str, System], missing: dict[str, str]) -> None:
+        """Note machine, versions and settings."""
+        with running() as server, server.client() as client:
+            redis_version = str(client.info("server")["redis_version"])
+        self.machine = {
+            "processor": f"{_processor()}, {os.cpu_count()} cores",
+            "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB",
+            "redis-server": f"{redis_version}, on a unix socket, without persistence",
+            "Python": f"{platform.python_version()}, redis-py {redis.__version__}, hiredis {hiredis.__version__}",
+            "expirer": expirer.__version__,
+        }
+        self.systems = {name: {"version": one.version, "settings": one.settings} for name, one in systems.items()}
+        self.missing = missing
+
+
+def now() -> str:
+    """Return the time of a measurement."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
