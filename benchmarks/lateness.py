@@ -101,7 +101,7 @@ PART = Part(
         "500 reservations due evenly over 10 s, every system with its default settings; then 1,000 a second for 20 s;"
         " then holds of 5 to 50 ms, written one at a time by the Python client while the worker sleeps towards a"
         " reservation of tomorrow. A release is the server's own record (MONITOR, microseconds) of the write that marks"
-        " the reservation Expired, the same for all. A reservation falls due in the millisecond after its ExpiresAt."
+        " the reservation Expired, the same for all. A reservation falls due as soon as its ExpiresAt has passed."
         " What is still waiting when the watch ends counts as late as it was by then."
     ),
     units={"p50": "p50 ms", "p99": "p99 ms", "worst": "worst ms", "check": "counters"},
