@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 import secrets
 import socket
 import time
@@ -22,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 import expirer
 from expirer.connect import location, redact
 from expirer.expiry import Batch, Expiry, Pause
-from expirer.keys import shard_keys
+from expirer.keys import ShardKeys, shard_keys
 from expirer.settings import LAYOUT, LONGEST, Settings, to_ms, worker_clock
 from expirer.wake import WakeListener
 
@@ -34,8 +33,6 @@ _AFTER_MS = 0.2
 """Due is strictly before now; a look that came too early would cost a resolution."""
 
 _STOP = -1
-
-_PIPELINE_NOISE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +109,30 @@ class Worker:
         self._log = log.bind(worker=self.id)
         if now_ms is None and settings.clock == "worker":
             now_ms = worker_clock
+        self._keys = shard_keys(settings)
         self._shards = [
             _Shard(number, Expiry(client, settings, keys, self.id, now_ms), self._log)
-            for number, keys in enumerate(shard_keys(settings))
+            for number, keys in enumerate(self._keys)
         ]
         self._signals: SimpleQueue[int] = SimpleQueue()
         self._is_stopping = False
-        self._done = Tick()
 
     def run(self) -> None:
         """Tick until stopped; no error of Redis ends it."""
         self._log_start()
-        listener = WakeListener(self._client, shard_keys(self._settings), self._wake, self._hear)
+        done = Tick()
+        listener = WakeListener(self._client, self._keys, self._wake, self._hear)
         listener.start()
         try:
             while not self._is_stopping:
                 now = time.monotonic()
-                self._done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
+                done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
                 self._sleep()
             while draining := [shard for shard in self._shards if shard.drain is not None]:
-                self._done += self._advance_all(draining)
+                done += self._advance_all(draining)
         finally:
             listener.stop()
-            self._log_stop(self._done)
+            self._log_stop(done)
 
     def run_once(self) -> Tick:
         """Tick once, with the first and the last line that `run` would log."""
@@ -178,7 +176,7 @@ class Worker:
             shard.log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info says when
                 "processing_error",
                 error=type(error).__name__,
-                message=redact(_PIPELINE_NOISE.sub("", str(error)), self._settings),
+                message=redact(str(error), self._settings),
                 retry_in_ms=round(delay_s * 1000),
                 exc_info=not isinstance(error, RedisError | OSError),
             )
@@ -286,7 +284,7 @@ class Worker:
             shards=settings.shards,
             interval_ms=to_ms(settings.interval),
             batch_size=settings.batch_size,
-            layout=_describe_layout(settings),
+            layout=_describe_layout(settings, self._keys[0]),
         )
         with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
             memory = cast("dict[str, object]", self._client.info("memory"))
@@ -340,10 +338,9 @@ def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
         log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
 
 
-def _describe_layout(settings: Settings) -> str | dict[str, object]:
+def _describe_layout(settings: Settings, keys: ShardKeys) -> str | dict[str, object]:
     if not settings.is_custom_layout:
         return "contract"
-    keys = shard_keys(settings)[0]
     names = {
         "index_key": keys.index,
         "reservation_prefix": keys.reservation_prefix,
