@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -20,30 +20,21 @@ MakeWorker = Callable[..., Worker]
 
 def reservation(**fields: object) -> Damage:
     """Write fields into the reservation; None deletes the field."""
-
-    def damage(inventory: Inventory, id_: str) -> None:
-        key = inventory.keys.reservation_prefix + id_
-        for name, value in fields.items():
-            if value is None:
-                inventory.client.hdel(key, name)
-            else:
-                inventory.client.hset(key, name, value)  # type: ignore[arg-type]
-
-    return damage
+    return lambda inventory, id_: write_fields(inventory, inventory.keys.reservation_prefix + id_, fields)
 
 
 def stock(**fields: object) -> Damage:
     """Write fields into the stock of the product `odd`; None deletes the field."""
+    return lambda inventory, _id: write_fields(inventory, inventory.keys.stock_prefix + "odd", fields)
 
-    def damage(inventory: Inventory, _id: str) -> None:
-        key = inventory.keys.stock_prefix + "odd"
-        for name, value in fields.items():
-            if value is None:
-                inventory.client.hdel(key, name)
-            else:
-                inventory.client.hset(key, name, value)  # type: ignore[arg-type]
 
-    return damage
+def write_fields(inventory: Inventory, key: str, fields: Mapping[str, object]) -> None:
+    """Write fields into a hash; None deletes the field."""
+    for name, value in fields.items():
+        if value is None:
+            inventory.client.hdel(key, name)
+        else:
+            inventory.client.hset(key, name, value)  # type: ignore[arg-type]
 
 
 def as_list(kind: str) -> Damage:
@@ -200,6 +191,24 @@ def test_what_cannot_expire_is_quarantined(inventory: Inventory, worker: Worker,
     assert (inventory.status(before), inventory.status(after)) == ("Expired", "Expired")
     assert inventory.counters("mug") == (10, 0)
     assert worker.tick() == Tick()
+
+
+@pytest.mark.parametrize(("reason", "damage"), QUARANTINE)
+def test_what_cannot_expire_is_quarantined_alone(
+    inventory: Inventory, worker: Worker, reason: str, damage: Damage
+) -> None:
+    """A damaged entry that is alone in its batch goes to quarantine too, and its counters stay."""
+    inventory.stock("odd", 5, 1)
+    odd = inventory.hold("odd", expires_at=NOW - 1500)
+    damage(inventory, odd)
+    stock_before = inventory.client.dump(inventory.keys.stock_prefix + "odd")
+
+    tick = worker.tick()
+
+    assert Tick(quarantined=1) == tick
+    assert {odd: reason} == inventory.quarantine()
+    assert inventory.index() == {}
+    assert stock_before == inventory.client.dump(inventory.keys.stock_prefix + "odd")
 
 
 def test_quarantine_keeps_what_a_requeue_needs(inventory: Inventory, worker: Worker) -> None:
