@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import probes
@@ -31,12 +32,12 @@ def _run(bench: Bench, turn: int) -> Round:
     }
     for name, system in bench.systems.items():
         if name != EXPIRER:
-            cases[name] = lambda system=system: _peer(bench, system)  # type: ignore[misc]
+            cases[name] = partial(_peer, bench, system)
     cases[RAW_LARGE] = lambda: _raw(bench, large)
     cases[LARGE] = lambda: _ours(bench, large, *silent)
     cases[LOGGED] = lambda: _ours(bench, large, "--log-format", "json")
     for batch in BATCHES:
-        cases[batch_case(batch)] = lambda batch=batch: _ours(bench, large, *silent, "--batch-size", str(batch))  # type: ignore[misc]
+        cases[batch_case(batch)] = partial(_ours, bench, large, *silent, "--batch-size", str(batch))
     result: Round = {}
     for name in rotated(list(cases), turn):
         say(f"  {name}")

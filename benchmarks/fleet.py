@@ -39,11 +39,11 @@ def _measure(bench: Bench, workers: int) -> Figures:
         write_contract(server, made)
         for _ in range(workers):
             fleet.enter_context(working(expirer_command(), server))
-        time.sleep(max(0.0, start / 1000 - 1 - time.time()))
+        time.sleep(max(0.0, start / 1000 - 1 - time.time()))  # the start-up is not measured
         if int(client.zcard(KEYS.workers)) < workers:
             raise RuntimeError("the fleet was not up in time")
         with probes.monitoring(server) as monitor:
-            time.sleep(seconds + 1 + _AFTER_S)
+            time.sleep(seconds + 1 + _AFTER_S)  # all that falls due, and what comes late
             end_ms = probes.server_ms(client)
         late = probes.lateness({hold.id: hold.expires_at for hold in made}, monitor.releases(), end_ms)
         commands = monitor.client_commands(start * 1000, (start + seconds * 1000) * 1000)

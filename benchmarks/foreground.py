@@ -94,7 +94,7 @@ def _stock(client: redis.Redis) -> None:
 
 def _pass_time(bench: Bench, span: _Span) -> None:
     span.began = time.monotonic_ns()
-    time.sleep(bench.sizes.window_s)
+    time.sleep(bench.sizes.window_s)  # idle is what this case measures
     span.ended = time.monotonic_ns()
 
 
@@ -110,8 +110,8 @@ def _drain(bench: Bench, batch: int, server: Server, client: redis.Redis, span: 
         while not span.began:
             if time.monotonic() > deadline:
                 raise RuntimeError("the worker never began")
-            time.sleep(_POLL_S)
-        time.sleep(bench.sizes.window_s)
+            time.sleep(_POLL_S)  # gently: the server is being measured
+        time.sleep(bench.sizes.window_s)  # the drain is longer than what is measured of it
 
 
 def _pop_all(_server: Server, client: redis.Redis, span: _Span) -> None:
@@ -157,9 +157,9 @@ def _measure(server: Server, client: redis.Redis, case: _Drainer) -> Figures:
         subprocess.Popen([sys.executable, "-m", "benchmarks.shopper", server.socket, verb, requests[verb].path])
         for verb in VERBS
     ]
-    time.sleep(2 * _AROUND_S)
+    time.sleep(2 * _AROUND_S)  # "before", and the shoppers' own start-up
     case(server, client, span)
-    time.sleep(_AROUND_S)
+    time.sleep(_AROUND_S)  # "after"
     for shopper in shoppers:
         shopper.terminate()
     figures: Figures = {"released": span.released}

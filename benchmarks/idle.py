@@ -16,9 +16,9 @@ _START_S = 3.0
 def _run(bench: Bench, _turn: int) -> Round:
     million = bench.snapshot(active=bench.sizes.million)
     with running(snapshot=million) as server, working(expirer_command(), server):
-        time.sleep(_START_S)
+        time.sleep(_START_S)  # the first ticks are not idle
         with probes.monitoring(server) as monitor:
-            time.sleep(bench.sizes.idle_s)
+            time.sleep(bench.sizes.idle_s)  # idle is what is measured
         commands = monitor.client_commands()
     return {EXPIRER: {"commands": commands, "per_s": commands / bench.sizes.idle_s}}
 

@@ -50,7 +50,7 @@ def _even(bench: Bench, system: System, count: int, seconds: int) -> Figures:
             _wait_until(made[-1].expires_at)
             deadline = time.monotonic() + bench.sizes.ttl_wait_s
             while time.monotonic() < deadline and len(monitor.releases()) < count:
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # the monitor reads in a thread; this only waits for the last
             end_ms = probes.server_ms(client)
         late = probes.lateness({hold.id: hold.expires_at for hold in made}, monitor.releases(), end_ms)
         verdict = Ledger.of(made).check(client, [hold.id for hold in made])
