@@ -62,6 +62,12 @@ def own_server(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture
+def fake_server() -> fakeredis.FakeServer:
+    """Return a fake server that can go away."""
+    return fakeredis.FakeServer()
+
+
 @pytest.fixture(params=["fake", "server"])
 def client(request: pytest.FixtureRequest) -> redis.Redis:
     """Connect to a fresh fake server, then to an emptied real one."""

@@ -52,6 +52,12 @@ class Inventory:
         self.client.zadd(self.keys.index, {id_: expires_at})
         return id_
 
+    def overdue(self, product_id: str, count: int) -> None:
+        """Write a product whose units are all reserved, each by an overdue reservation of its own."""
+        self.stock(product_id, 0, count)
+        for _ in range(count):
+            self.hold(product_id)
+
     def counters(self, product_id: str) -> tuple[int, int]:
         """Return (available, reserved)."""
         row = self.client.hmget(self.keys.stock_prefix + product_id, ["available", "reserved"])

@@ -1,0 +1,47 @@
+"""A clock that the tests move, in place of waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty
+
+import pytest
+
+from expirer.worker import Worker
+
+MakeWorker = Callable[..., Worker]
+
+
+class FakeTime:
+    """A clock and a signal queue in one: waiting for a signal moves the clock, and the last wait stops the worker."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, waits: int) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+        self.messages: list[tuple[bytes | None, float]] = []
+        """A tick, or None for a wake, each after so many seconds; each ends a wait."""
+        self._worker = worker
+        self._most = waits
+        monkeypatch.setattr("expirer.worker.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(worker, "_signals", self)
+        monkeypatch.setattr("expirer.worker.WakeListener.start", lambda _: None)
+
+    def get(self, timeout: float) -> int:
+        """Wait, until the next message or for the whole time."""
+        self.waits.append(round(timeout, 6))
+        if len(self.waits) == self._most:
+            self._worker.stop()
+        if not self.messages:
+            self.now += timeout
+            raise Empty
+        message, after = self.messages.pop(0)
+        self.now += after
+        shard = self._worker._shards[0]
+        if message is None:
+            shard.is_woken = True
+        else:
+            self._worker._hear(shard.number, message)
+        return shard.number
+
+    def put(self, _signal: int) -> None:
+        """Take a signal: the next wait ends anyway."""
