@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 from typing import Literal
 
@@ -31,6 +33,14 @@ def drain(url: str) -> None:
     settings = Settings(redis_url=url)
     with connect(settings) as client:
         Worker(client, settings, Log().logger()).tick()
+
+
+@contextmanager
+def held_in_second_batch(server: RedisServer, held: Literal["request", "reply"]) -> Iterator[tuple[Proxy, Program]]:
+    """Run the program until its second batch is held on the way to the server, or on the way back."""
+    with Proxy(server.port, IN_SECOND_BATCH, held) as proxy, Program(proxy.url, "--batch-size", "10") as program:
+        proxy.wait_until_held()
+        yield proxy, program
 
 
 def test_kills_lose_and_double_nothing(shared_server: RedisServer, server_client: redis.Redis) -> None:
@@ -66,11 +76,7 @@ def test_a_kill_in_a_batch_is_all_or_nothing(
         backlog = Backlog(client)
         backlog.add(100)
 
-        with (
-            Proxy(own_server.port, IN_SECOND_BATCH, held) as proxy,
-            Program(proxy.url, "--batch-size", "10") as program,
-        ):
-            proxy.wait_until_held()
+        with held_in_second_batch(own_server, held) as (_, program):
             program.kill()
 
         assert expired == len(backlog.expired())
@@ -86,11 +92,7 @@ def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals) -> 
         backlog = Backlog(client)
         backlog.add(1000)
 
-        with (
-            Proxy(own_server.port, IN_SECOND_BATCH, "reply") as proxy,
-            Program(proxy.url, "--batch-size", "10") as program,
-        ):
-            proxy.wait_until_held()
+        with held_in_second_batch(own_server, "reply") as (proxy, program):
             program.signal(number)
             proxy.pass_on()
             code = program.wait(STOP_S)
@@ -163,11 +165,7 @@ def test_a_stop_while_the_reply_is_awaited_is_prompt(
         backlog = Backlog(client)
         backlog.add(100)
 
-        with (
-            Proxy(own_server.port, IN_SECOND_BATCH, held) as proxy,
-            Program(proxy.url, "--batch-size", "10") as program,
-        ):
-            proxy.wait_until_held()
+        with held_in_second_batch(own_server, held) as (_, program):
             program.signal(number)
             code = program.wait(STOP_S)
 
