@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from expirer import scripts
+from expirer.connect import connect
 from expirer.keys import ShardKeys
 from expirer.settings import Settings, default_text, variable
 from expirer.worker import Tick, Worker
@@ -201,8 +202,8 @@ def test_its_reasons_are_all() -> None:
 
 
 def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServer) -> None:
-    """A user with exactly the listed commands expires, reschedules, skips, quarantines, pauses and listens."""
-    section = README[README.index("For an ACL user the sidecar needs") :].split("\n\n")[0]
+    """A user with exactly the needed commands connects, expires, reschedules, skips, quarantines and listens."""
+    section = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
     rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", section)]
     server_client.execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
     shop = Inventory(server_client)
@@ -216,11 +217,11 @@ def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServ
     server_client.hset(shop.keys.control, mapping={"paused": 1, "until": 1_700_000_000_000})
     server_client.script_flush()
     log = Log()
-    with redis.Redis.from_url(f"unix://sidecar@{shared_server.socket}", protocol=2, client_name="expirer") as client:
-        tick = Worker(client, Settings(), log.logger()).tick()
+    settings = Settings(redis_url=f"unix://sidecar:any@{shared_server.socket}")
+    with connect(settings) as client:
+        tick = Worker(client, settings, log.logger()).run_once()
 
         assert Tick(expired=2, units=2, skipped=1, rescheduled=1, quarantined=1) == tick, log.entries
-        client.pubsub().subscribe(shop.keys.wake)
-        client.info("memory")
+        client.pubsub().subscribe(shop.keys.wake, shop.keys.ticks)
     server_client.execute_command("ACL", "DELUSER", "sidecar")  # type: ignore[no-untyped-call]
     assert (8, 2) == shop.counters("mug")
