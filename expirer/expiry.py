@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from redis import Redis
@@ -42,6 +42,26 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class Tick:
+    """What batches did together: reservations by outcome, units given back, and what stood in the way."""
+
+    expired: int = 0
+    units: int = 0
+    skipped: int = 0
+    rescheduled: int = 0
+    quarantined: int = 0
+    overdue: int = 0
+    """Left in the index: a stop, a pause or an error came first."""
+    paused: int = 0
+    """Shards."""
+    conflicts: int = 0
+    errors: int = 0
+
+    def __add__(self, other: Tick) -> Tick:
+        return Tick(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one call of the script did, and what it saw; times are in Unix ms, `now` with a fraction.
 
@@ -60,15 +80,15 @@ class Batch:
     _quarantined: list[bytes]
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Tick:
         """How many entries had each outcome, and the units that came back."""
-        return {
-            "expired": len(self._expired) // 5,
-            "units": sum(map(int, self._expired[3::5])),
-            "skipped": len(self._skipped) // 2,
-            "rescheduled": len(self._rescheduled) // 2,
-            "quarantined": len(self._quarantined) // 2,
-        }
+        return Tick(
+            expired=len(self._expired) // 5,
+            units=sum(map(int, self._expired[3::5])),
+            skipped=len(self._skipped) // 2,
+            rescheduled=len(self._rescheduled) // 2,
+            quarantined=len(self._quarantined) // 2,
+        )
 
     @property
     def due(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import secrets
@@ -10,19 +9,17 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import cast
 
 from redis import Redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
-import expirer
-from expirer.connect import location, redact
-from expirer.expiry import Batch, Expiry, Pause
-from expirer.keys import ShardKeys, shard_keys
-from expirer.settings import LAYOUT, LONGEST, Settings, to_ms, worker_clock
+from expirer.expiry import Batch, Expiry, Pause, Tick
+from expirer.journal import ShardJournal, log_start, log_stop, warn_of_eviction
+from expirer.keys import shard_keys
+from expirer.settings import Settings, to_ms, worker_clock
 from expirer.wake import WakeListener
 
 _FIRST_RETRY_S = 0.1
@@ -33,26 +30,6 @@ _AFTER_MS = 0.2
 """Due is strictly before now; a look that came too early would cost a resolution."""
 
 _STOP = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """What one pass did: reservations by outcome, units given back, and what stood in the way."""
-
-    expired: int = 0
-    units: int = 0
-    skipped: int = 0
-    rescheduled: int = 0
-    quarantined: int = 0
-    overdue: int = 0
-    """Left in the index: a stop, a pause or an error came first."""
-    paused: int = 0
-    """Shards."""
-    conflicts: int = 0
-    errors: int = 0
-
-    def __add__(self, other: Tick) -> Tick:
-        return Tick(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +45,15 @@ class _Heard:
 class _Shard:
     """One shard: its expiry, the drain under way, and when it is looked at next (monotonic seconds)."""
 
-    def __init__(self, number: int, expiry: Expiry, log: FilteringBoundLogger) -> None:
+    def __init__(self, number: int, expiry: Expiry, journal: ShardJournal) -> None:
         self.number = number
         self.expiry = expiry
-        self.log = log.bind(shard=number)
+        self.journal = journal
         self.drain: Tick | None = None
         self.drain_began_at = 0.0
         self.wake_at = 0.0
         self.failures = 0
         self.failed_at = 0.0
-        self.is_far = False
-        self.pause: Pause | None = None
         self.is_standby = False
         # What the listener's thread leaves here for the worker's.
         self.has_news = False
@@ -111,7 +86,11 @@ class Worker:
             now_ms = worker_clock
         self._keys = shard_keys(settings)
         self._shards = [
-            _Shard(number, Expiry(client, settings, keys, self.id, now_ms), self._log)
+            _Shard(
+                number,
+                Expiry(client, settings, keys, self.id, now_ms),
+                ShardJournal(self._log.bind(shard=number), settings),
+            )
             for number, keys in enumerate(self._keys)
         ]
         self._signals: SimpleQueue[int] = SimpleQueue()
@@ -119,7 +98,7 @@ class Worker:
 
     def run(self) -> None:
         """Tick until stopped; no error of Redis ends it."""
-        self._log_start()
+        self._tell_start()
         done = Tick()
         listener = WakeListener(self._client, self._keys, self._wake, self._hear)
         listener.start()
@@ -132,14 +111,18 @@ class Worker:
                 done += self._advance_all(draining)
         finally:
             listener.stop()
-            self._log_stop(done)
+            log_stop(self._log, done)
 
     def run_once(self) -> Tick:
         """Tick once, with the first and the last line that `run` would log."""
-        self._log_start()
+        self._tell_start()
         done = self.tick()
-        self._log_stop(done)
+        log_stop(self._log, done)
         return done
+
+    def _tell_start(self) -> None:
+        log_start(self._log, self._settings, self._keys[0])
+        warn_of_eviction(self._log, self._client)
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
@@ -163,23 +146,17 @@ class Worker:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
             batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
-            self._log_change(shard, batch)
-            if batch.due and shard.drain == Tick():
-                shard.log.info("found_expired_reservations", count=batch.due + batch.overdue)
-            _log_outcomes(shard.log, batch)
-            shard.drain = replace(shard.drain + Tick(**batch.counts), overdue=batch.overdue)
+            if shard.failures:
+                shard.journal.tell_recovery(batch, shard.failures, time.monotonic() - shard.failed_at)
+                shard.failures = 0
+            shard.journal.tell_batch(batch, is_first=shard.drain == Tick())
+            shard.drain = replace(shard.drain + batch.counts, overdue=batch.overdue)
         except WatchError:
-            shard.log.warning("concurrency_conflict", error="the control key changed; nothing was done")
+            shard.journal.tell_conflict()
             return self._end_drain(shard, conflicts=1)
-        except Exception as error:  # the sidecar outlives every error, and says it
+        except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
-            shard.log.error(  # noqa: TRY400  # a traceback is for bugs; exc_info says when
-                "processing_error",
-                error=type(error).__name__,
-                message=redact(str(error), self._settings),
-                retry_in_ms=round(delay_s * 1000),
-                exc_info=not isinstance(error, RedisError | OSError),
-            )
+            shard.journal.tell_error(error, delay_s)
             return self._end_drain(shard, delay_s, errors=1)
         if batch.pause is not None:
             return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
@@ -193,17 +170,7 @@ class Worker:
         shard.drain = None
         shard.is_standby = False
         shard.wake_at = max(shard.drain_began_at + self._resolution_s, time.monotonic() + delay_s)
-        if done.expired or done.skipped or done.rescheduled or done.quarantined:
-            shard.log.info(
-                "processing_completed",
-                count=done.expired,
-                units=done.units,
-                skipped=done.skipped,
-                rescheduled=done.rescheduled,
-                quarantined=done.quarantined,
-                overdue=done.overdue,
-                elapsed_ms=round((time.monotonic() - shard.drain_began_at) * 1000),
-            )
+        shard.journal.tell_drain(done, time.monotonic() - shard.drain_began_at)
         return done
 
     def _sleep(self) -> None:
@@ -273,78 +240,3 @@ class Worker:
             shard.failed_at = time.monotonic()
         shard.failures += 1
         return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
-
-    def _log_start(self) -> None:
-        settings = self._settings
-        self._log.info(
-            "job_started",
-            version=expirer.__version__,
-            redis=location(settings),
-            namespace=settings.namespace,
-            shards=settings.shards,
-            interval_ms=to_ms(settings.interval),
-            batch_size=settings.batch_size,
-            layout=_describe_layout(settings, self._keys[0]),
-        )
-        with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
-            memory = cast("dict[str, object]", self._client.info("memory"))
-            policy = str(memory.get("maxmemory_policy", ""))
-            if policy.startswith("allkeys"):  # Active reservations have no TTL: no other policy evicts them
-                advice = "set maxmemory-policy to noeviction or volatile-ttl"
-                self._log.warning("eviction_risk", policy=policy, advice=advice)
-
-    def _log_stop(self, done: Tick) -> None:
-        self._log.info("job_stopped", expired=done.expired, units=done.units)
-
-    def _log_change(self, shard: _Shard, batch: Batch) -> None:
-        """Log what is otherwise than it was: once, not every tick."""
-        overdue = batch.due + batch.overdue
-        if shard.failures:
-            down_ms = round((time.monotonic() - shard.failed_at) * 1000)
-            shard.log.info("processing_recovered", failures=shard.failures, down_ms=down_ms, overdue=overdue)
-            shard.failures = 0
-        if batch.pause != shard.pause:
-            shard.pause = pause = batch.pause
-            if pause is None:
-                shard.log.info("expiry_resumed", overdue=overdue)
-            else:
-                shard.log.warning("expiry_paused", by=pause.by, reason=pause.reason, until=pause.until, overdue=overdue)
-        is_far = batch.next_expires_at is not None and batch.next_expires_at - batch.now > to_ms(LONGEST)
-        if is_far and not shard.is_far:
-            shard.log.warning(
-                "unit_mismatch",
-                next_expires_at=batch.next_expires_at,
-                advice="nothing is due for a century: check EXPIRER_SCORE_UNIT",
-            )
-        shard.is_far = is_far
-
-
-def _log_outcomes(log: FilteringBoundLogger, batch: Batch) -> None:
-    for reservation in batch.expired() if log.is_enabled_for(logging.INFO) else ():
-        log.info(
-            "reservation_expired",
-            reservation_id=reservation.reservation_id,
-            order_id=reservation.order_id,
-            product_id=reservation.product_id,
-            quantity=reservation.quantity,
-            expires_at=reservation.expires_at,
-            lateness_ms=int(batch.now) - reservation.expires_at,
-        )
-    for reservation_id, reason in batch.quarantined():
-        log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)
-    for reservation_id, status in batch.skipped():
-        log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
-    for reservation_id, expires_at in batch.rescheduled():
-        log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
-
-
-def _describe_layout(settings: Settings, keys: ShardKeys) -> str | dict[str, object]:
-    if not settings.is_custom_layout:
-        return "contract"
-    names = {
-        "index_key": keys.index,
-        "reservation_prefix": keys.reservation_prefix,
-        "stock_prefix": keys.stock_prefix,
-        "events_key": keys.events,
-    }
-    return {name: names.get(name, getattr(settings, name)) for name in LAYOUT}

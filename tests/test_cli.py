@@ -11,8 +11,8 @@ import pytest
 
 from expirer import __version__, demo
 from expirer.cli import main
+from expirer.expiry import Tick
 from expirer.settings import Settings
-from expirer.worker import Tick
 from tests.inventory import Inventory
 from tests.servers import RedisServer
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from expirer.connect import PasswordFile, connect, location, redact
+from expirer.expiry import Tick
 from expirer.logs import build_logger
 from expirer.settings import Settings
-from expirer.worker import Tick, Worker
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.servers import RedisServer
 

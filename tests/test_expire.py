@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from expirer.worker import Tick, Worker
+from expirer.expiry import Tick
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 

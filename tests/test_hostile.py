@@ -13,8 +13,9 @@ import pytest
 import redis
 
 from expirer import scripts
+from expirer.expiry import Tick
 from expirer.settings import Settings
-from expirer.worker import Tick, Worker
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 

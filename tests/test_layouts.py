@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from expirer.worker import Tick, Worker
+from expirer.expiry import Tick
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW
 

@@ -20,8 +20,9 @@ import redis
 
 from expirer import scripts
 from expirer.connect import connect
+from expirer.expiry import Tick
 from expirer.settings import Settings
-from expirer.worker import Tick, Worker
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until

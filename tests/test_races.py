@@ -17,9 +17,9 @@ import redis
 from redis.client import Pipeline
 
 from expirer import Ended, Refused, Reservations
-from expirer.expiry import Expiry, Pause
+from expirer.expiry import Expiry, Pause, Tick
 from expirer.settings import Settings
-from expirer.worker import Tick, Worker
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, wait_until

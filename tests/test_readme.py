@@ -16,9 +16,10 @@ import redis
 
 from expirer import scripts
 from expirer.connect import connect
+from expirer.expiry import Tick
 from expirer.keys import ShardKeys
 from expirer.settings import Settings, default_text, variable
-from expirer.worker import Tick, Worker
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 from tests.program import Program, wait_until

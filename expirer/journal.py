@@ -1,0 +1,139 @@
+"""Says in the log what a worker does: after the commit, and nothing where nothing happened."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+from structlog.typing import FilteringBoundLogger
+
+import expirer
+from expirer.connect import location, redact
+from expirer.expiry import Batch, Pause, Tick
+from expirer.keys import ShardKeys
+from expirer.settings import LAYOUT, LONGEST, Settings, to_ms
+
+
+def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) -> None:
+    """Say which program starts, with which settings, on which layout."""
+    log.info(
+        "job_started",
+        version=expirer.__version__,
+        redis=location(settings),
+        namespace=settings.namespace,
+        shards=settings.shards,
+        interval_ms=to_ms(settings.interval),
+        batch_size=settings.batch_size,
+        layout=_describe_layout(settings, keys),
+    )
+
+
+def warn_of_eviction(log: FilteringBoundLogger, client: Redis) -> None:
+    """Warn of a policy that evicts Active reservations: they have no TTL, so only the allkeys policies do."""
+    with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
+        memory = cast("dict[str, object]", client.info("memory"))
+        policy = str(memory.get("maxmemory_policy", ""))
+        if policy.startswith("allkeys"):
+            log.warning("eviction_risk", policy=policy, advice="set maxmemory-policy to noeviction or volatile-ttl")
+
+
+def log_stop(log: FilteringBoundLogger, done: Tick) -> None:
+    """Say what was done in the worker's whole life."""
+    log.info("job_stopped", expired=done.expired, units=done.units)
+
+
+class ShardJournal:
+    """Says what happens on one shard; what lasts it says once, not every tick."""
+
+    def __init__(self, log: FilteringBoundLogger, settings: Settings) -> None:
+        self._log = log
+        self._settings = settings
+        self._pause: Pause | None = None
+        self._is_far = False
+
+    def tell_recovery(self, batch: Batch, failures: int, down_s: float) -> None:
+        """Say that errors are over."""
+        self._log.info(
+            "processing_recovered", failures=failures, down_ms=round(down_s * 1000), overdue=batch.due + batch.overdue
+        )
+
+    def tell_batch(self, batch: Batch, *, is_first: bool) -> None:
+        """Say what a batch did, and before it what is otherwise than it was."""
+        log = self._log
+        found = batch.due + batch.overdue
+        if batch.pause != self._pause:
+            self._pause = pause = batch.pause
+            if pause is None:
+                log.info("expiry_resumed", overdue=found)
+            else:
+                log.warning("expiry_paused", by=pause.by, reason=pause.reason, until=pause.until, overdue=found)
+        is_far = batch.next_expires_at is not None and batch.next_expires_at - batch.now > to_ms(LONGEST)
+        if is_far and not self._is_far:
+            advice = "nothing is due for a century: check EXPIRER_SCORE_UNIT"
+            log.warning("unit_mismatch", next_expires_at=batch.next_expires_at, advice=advice)
+        self._is_far = is_far
+        if batch.due and is_first:
+            log.info("found_expired_reservations", count=found)
+        self._tell_outcomes(batch)
+
+    def tell_conflict(self) -> None:
+        """Say that the operator's hand was faster."""
+        self._log.warning("concurrency_conflict", error="the control key changed; nothing was done")
+
+    def tell_error(self, error: Exception, retry_s: float) -> None:
+        """Say what went wrong, without a secret; with a traceback only where it is a bug of ours."""
+        self._log.error(
+            "processing_error",
+            error=type(error).__name__,
+            message=redact(str(error), self._settings),
+            retry_in_ms=round(retry_s * 1000),
+            exc_info=error if not isinstance(error, RedisError | OSError) else None,
+        )
+
+    def tell_drain(self, done: Tick, elapsed_s: float) -> None:
+        """Say in one line what a drain did, if anything."""
+        if done.expired or done.skipped or done.rescheduled or done.quarantined:
+            self._log.info(
+                "processing_completed",
+                count=done.expired,
+                units=done.units,
+                skipped=done.skipped,
+                rescheduled=done.rescheduled,
+                quarantined=done.quarantined,
+                overdue=done.overdue,
+                elapsed_ms=round(elapsed_s * 1000),
+            )
+
+    def _tell_outcomes(self, batch: Batch) -> None:
+        log = self._log
+        for reservation in batch.expired() if log.is_enabled_for(logging.INFO) else ():
+            log.info(
+                "reservation_expired",
+                reservation_id=reservation.reservation_id,
+                order_id=reservation.order_id,
+                product_id=reservation.product_id,
+                quantity=reservation.quantity,
+                expires_at=reservation.expires_at,
+                lateness_ms=int(batch.now) - reservation.expires_at,
+            )
+        for reservation_id, reason in batch.quarantined():
+            log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)
+        for reservation_id, status in batch.skipped():
+            log.debug("reservation_skipped", reservation_id=reservation_id, status=status)
+        for reservation_id, expires_at in batch.rescheduled():
+            log.debug("reservation_rescheduled", reservation_id=reservation_id, expires_at=expires_at)
+
+
+def _describe_layout(settings: Settings, keys: ShardKeys) -> str | dict[str, object]:
+    if not settings.is_custom_layout:
+        return "contract"
+    names = {
+        "index_key": keys.index,
+        "reservation_prefix": keys.reservation_prefix,
+        "stock_prefix": keys.stock_prefix,
+        "events_key": keys.events,
+    }
+    return {name: names.get(name, getattr(settings, name)) for name in LAYOUT}
