@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from expirer import expiry
-from expirer.expiry import Tick
+from expirer.expiry import Batch, Tick
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.worker import Worker
@@ -17,6 +17,19 @@ from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 
 MakeWorker = Callable[..., Worker]
+
+
+def after_each_batch(worker: Worker, act: Callable[[], object], *, sends_ahead: bool = False) -> None:
+    """Let something happen after each batch of the first shard, before the worker goes on."""
+    expiry = worker._shards[0].expiry
+    expire_batch = expiry.expire_batch
+
+    def expire_then_act(*, go_on: bool) -> Batch:
+        batch = expire_batch(go_on=go_on and sends_ahead)
+        act()
+        return batch
+
+    expiry.expire_batch = expire_then_act  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "true", "on", "maintenance"])
@@ -116,16 +129,7 @@ def test_a_drain_stops_at_a_pause(inventory: Inventory, make_worker: MakeWorker,
     """A pause in the middle of a drain ends it after the batch that was under way."""
     inventory.overdue("mug", 30)
     worker = make_worker(batch_size=10)
-    expiry = worker._shards[0].expiry
-    expire_batch = expiry.expire_batch
-
-    def pause_after_one(*, go_on: bool) -> object:
-        del go_on  # a batch already under way may be the last one before the pause
-        batch = expire_batch()
-        inventory.client.hset(inventory.keys.control, "paused", 1)
-        return batch
-
-    expiry.expire_batch = pause_after_one  # type: ignore[method-assign,assignment]
+    after_each_batch(worker, lambda: inventory.client.hset(inventory.keys.control, "paused", 1))
 
     assert Tick(expired=10, units=10, overdue=20, paused=1) == worker.tick()
     assert len(log.of("expiry_paused")) == 1
@@ -235,17 +239,7 @@ def test_an_error_in_a_drain_leaves_the_rest_counted(inventory: Inventory, make_
     """Where a drain ends with an error, its last line says how many are left overdue."""
     inventory.overdue("mug", 30)
     worker = make_worker(batch_size=10)
-    expiry = worker._shards[0].expiry
-    real = expiry.expire_batch
-
-    def fail_after_one(*, go_on: bool) -> object:
-        del go_on
-        batch = real()
-        inventory.client.delete(inventory.keys.control)
-        inventory.client.set(inventory.keys.control, "not ours")
-        return batch
-
-    expiry.expire_batch = fail_after_one  # type: ignore[method-assign,assignment]
+    after_each_batch(worker, lambda: inventory.client.set(inventory.keys.control, "not ours"))
 
     assert Tick(expired=10, units=10, overdue=20, errors=1) == worker.tick()
     (completed,) = log.of("processing_completed")
@@ -333,16 +327,7 @@ def test_a_stop_ends_a_drain_after_its_batch(inventory: Inventory, make_worker: 
     """A stop in the middle of a drain lets the current batch finish, whole, and leaves the rest."""
     inventory.overdue("mug", 30)
     worker = make_worker(batch_size=10)
-    expiry = worker._shards[0].expiry
-    expire_batch = expiry.expire_batch
-
-    def stop_after_one(*, go_on: bool) -> object:
-        del go_on  # a batch already under way would be finished and told of as well
-        batch = expire_batch()
-        worker.stop()
-        return batch
-
-    expiry.expire_batch = stop_after_one  # type: ignore[method-assign,assignment]
+    after_each_batch(worker, worker.stop)
 
     worker.run()
 
@@ -355,15 +340,7 @@ def test_a_batch_under_way_at_a_stop_is_told_of(inventory: Inventory, make_worke
     """A batch that was already sent when the stop came is waited for, and each of its reservations is logged."""
     inventory.overdue("mug", 30)
     worker = make_worker(batch_size=10)
-    expiry = worker._shards[0].expiry
-    expire_batch = expiry.expire_batch
-
-    def stop_meanwhile(*, go_on: bool) -> object:
-        batch = expire_batch(go_on=go_on)
-        worker.stop()
-        return batch
-
-    expiry.expire_batch = stop_meanwhile  # type: ignore[assignment,method-assign]
+    after_each_batch(worker, worker.stop, sends_ahead=True)
 
     worker.run()
 
