@@ -11,7 +11,8 @@ from redis.exceptions import NoScriptError, RedisError, WatchError
 
 from expirer import scripts
 from expirer.keys import ShardKeys
-from expirer.settings import Settings, to_ms
+from expirer.settings import Settings
+from expirer.times import to_ms
 
 _LEAST_UNIX_MS = 10**11
 """Less is a time in seconds, or no time."""

@@ -14,7 +14,8 @@ import expirer
 from expirer.connect import location, redact
 from expirer.expiry import Batch, Pause, Tick
 from expirer.keys import ShardKeys
-from expirer.settings import LAYOUT, LONGEST, Settings, to_ms
+from expirer.settings import LAYOUT, Settings
+from expirer.times import LONGEST, to_ms
 
 
 def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) -> None:

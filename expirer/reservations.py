@@ -12,7 +12,8 @@ from redis import Redis
 
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_of
-from expirer.settings import LONGEST, Settings, to_ms, worker_clock
+from expirer.settings import Settings
+from expirer.times import LONGEST, to_ms, worker_clock
 
 
 class Code(StrEnum):
@@ -110,7 +111,7 @@ class Reservations:
         shards: int = 1,
         default_duration: timedelta = timedelta(minutes=15),
         retention: timedelta | None = timedelta(hours=24),
-        now_ms: Callable[[], int] | None = None,
+        now_ms: Callable[[], float] | None = None,
     ) -> None:
         if shards < 1:
             raise ValueError(f"shards is {shards}, and must be 1 or more")
@@ -141,7 +142,7 @@ class Reservations:
             shards=settings.shards,
             default_duration=settings.default_duration,
             retention=settings.retention,
-            now_ms=(lambda: int(worker_clock())) if settings.clock == "worker" else None,
+            now_ms=worker_clock if settings.clock == "worker" else None,
         )
 
     def reserve(
@@ -247,7 +248,7 @@ class Reservations:
         return id_, self._keys[shard_of(product_id, len(self._keys))]
 
     def _now(self) -> int | str:
-        return "" if self._now_ms is None else self._now_ms()
+        return "" if self._now_ms is None else int(self._now_ms())
 
 
 def _checked_ms(duration: timedelta) -> int:

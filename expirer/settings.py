@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from expirer.times import LONGEST, UNITS_S, parse_duration, to_ms
+
 PREFIX = "EXPIRER_"
 
 # Kubernetes and Docker links describe services called "expirer-…" to their neighbours in these variables.
@@ -34,9 +35,6 @@ _SERVICE_LINK = re.compile(
 _URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
 _TLS_URL_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 
-_UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
-_MS = timedelta(milliseconds=1)
-
 
 class ConfigurationError(Exception):
     """Say in one line each what is wrong with the settings; nothing has been touched."""
@@ -44,26 +42,6 @@ class ConfigurationError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-def parse_duration(value: object) -> object:
-    """Read `250ms`, `5s`, `15m`, `24h`, `7d` or plain seconds; raise ValueError for anything else."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", value.strip())
-    if match is None:
-        raise ValueError(f"{value!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d")
-    return timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
-
-
-def to_ms(duration: timedelta) -> int:
-    """Return whole milliseconds."""
-    return duration // _MS
-
-
-def worker_clock() -> float:
-    """Return this machine's time, Unix ms with a fraction: the clock where EXPIRER_CLOCK is `worker`."""
-    return time.time_ns() / 1_000_000
 
 
 def _forever(value: object) -> object:
@@ -75,8 +53,6 @@ def _words(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-LONGEST = timedelta(days=36500)
-"""A century: longer is a mistake, and times stay far below 2**53 ms."""
 
 
 class Settings(BaseSettings):
@@ -295,7 +271,7 @@ def default_text(name: str) -> str:
             (unit for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)) if ms > size and ms % size == 0),
             "ms",
         )
-        return f"{round(ms / 1000 / _UNITS_S[unit])}{unit}" if ms else "0s"
+        return f"{round(ms / 1000 / UNITS_S[unit])}{unit}" if ms else "0s"
     if isinstance(default, SecretStr):
         return default.get_secret_value()
     return ",".join(default) if isinstance(default, tuple) else "" if default is None else str(default)

@@ -19,7 +19,8 @@ from structlog.typing import FilteringBoundLogger
 from expirer.expiry import Batch, Expiry, Pause, Tick
 from expirer.journal import ShardJournal, log_start, log_stop, warn_of_eviction
 from expirer.keys import shard_keys
-from expirer.settings import Settings, to_ms, worker_clock
+from expirer.settings import Settings
+from expirer.times import to_ms, worker_clock
 from expirer.wake import WakeListener
 
 _FIRST_RETRY_S = 0.1

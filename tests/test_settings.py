@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from expirer.keys import ShardKeys, shard_keys
-from expirer.settings import ConfigurationError, Settings, load, parse_duration, to_ms
+from expirer.settings import ConfigurationError, Settings, load
+from expirer.times import parse_duration, to_ms
 
 
 def problems(flags: dict[str, str] | None = None) -> list[str]:
