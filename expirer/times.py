@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from datetime import timedelta
@@ -18,9 +19,10 @@ def parse_duration(value: object) -> object:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", value.strip())
-    if match is None:
+    seconds = float(match[1]) * UNITS_S[match[2]] if match else math.inf
+    if seconds > timedelta.max.total_seconds():
         raise ValueError(f"{value!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d")
-    return timedelta(seconds=float(match[1]) * UNITS_S[match[2]])
+    return timedelta(seconds=seconds)
 
 
 def to_ms(duration: timedelta) -> int:
