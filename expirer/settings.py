@@ -308,5 +308,6 @@ def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
     label = "--" + name.replace("_", "-") if name in flags else variable(name)
     if label == "EXPIRER_REDIS_URL" and label not in os.environ:
         label = "REDIS_URL"
-    value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={detail['input']}"
+    as_given = flags.get(name, os.environ.get(label, detail["input"]))
+    value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={as_given}"
     return f"{label}{value}: {message[:1].lower()}{message[1:]}"

@@ -20,7 +20,7 @@ def parse_duration(value: object) -> object:
         return value
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", value.strip())
     seconds = float(match[1]) * UNITS_S[match[2]] if match else math.inf
-    if seconds > timedelta.max.total_seconds():
+    if seconds >= timedelta.max.total_seconds():
         raise ValueError(f"{value!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d")
     return timedelta(seconds=seconds)
 

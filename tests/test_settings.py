@@ -118,6 +118,7 @@ def test_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, service:
             "many",
             "=many: input should be a valid integer, unable to parse string as an integer",
         ),
+        ("interval", "25h", "=25h: input should be less than or equal to 1 day"),
         ("shards", "0", "=0: input should be greater than or equal to 1"),
         ("clock", "wall", "=wall: input should be 'server' or 'worker'"),
         ("score_unit", "us", "=us: input should be 'ms' or 's'"),
