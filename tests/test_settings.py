@@ -41,7 +41,9 @@ def test_durations_are_read(text: str, ms: int) -> None:
     assert ms == to_ms(duration)
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "5 apples", "1e3", "5S", "1s2ms", "inf", "9" * 30, "999999999.999999999d"])
+@pytest.mark.parametrize(
+    "text", ["", "s", "-1s", "5 apples", "1e3", "5S", "1s2ms", "inf", "9" * 30, "999999999.999999999d"]
+)
 def test_other_durations_are_refused(text: str) -> None:
     """Anything else is refused by the name of the variable, with examples."""
     assert [f"--interval: {text!r} is not a duration such as 250ms, 5s, 15m, 24h or 7d"] == problems({"interval": text})
