@@ -17,17 +17,17 @@ _LISTEN_S = 60.0
 class WakeListener:
     """A thread that hands on what is published.
 
-    It calls `wake(n)` for each message on the wake channel of the n-th shard, and once after each
-    subscription, to make up for what was published while nobody listened; and `hear(n, message)` for each
-    message on its channel of ticks. A failure is answered with another attempt, never with an error: polling
-    is the truth, a message only moves the sleep.
+    It calls `wake(n, message)` for each message on the wake channel of the n-th shard, and once, with an empty
+    message, after each subscription, to make up for what was published while nobody listened; and
+    `hear(n, message)` for each message on its channel of ticks. A failure is answered with another attempt,
+    never with an error: polling is the truth, a message only moves the sleep.
     """
 
     def __init__(
         self,
         client: Redis,
         shards: Sequence[ShardKeys],
-        wake: Callable[[int], None],
+        wake: Callable[[int, bytes], None],
         hear: Callable[[int, bytes], None],
     ) -> None:
         self._client = client
@@ -60,7 +60,8 @@ class WakeListener:
                 message = pubsub.get_message(timeout=_LISTEN_S)
                 if message is None:
                     continue
-                if message["channel"] in self._wakes:
-                    self._wake(self._wakes[message["channel"]])
-                elif message["type"] == "message":
-                    self._hear(self._ticks[message["channel"]], message["data"])
+                channel, data = message["channel"], message["data"] if message["type"] == "message" else b""
+                if channel in self._wakes:
+                    self._wake(self._wakes[channel], data)
+                else:
+                    self._hear(self._ticks[channel], data)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
@@ -39,8 +41,18 @@ class _Heard:
 
     at: float
     now: float
-    next_expires_at: int | None
+    next_expires_at: float | None
     worker: bytes
+
+
+@dataclass(slots=True)
+class _News:
+    """What the listener's thread leaves for the worker's, one signal for all of it."""
+
+    heard: _Heard | None = None
+    """The last tick."""
+    look_at: float = math.inf
+    """When the soonest of the sooner reservations is due (monotonic seconds)."""
 
 
 class _Shard:
@@ -56,10 +68,8 @@ class _Shard:
         self.failures = 0
         self.failed_at = 0.0
         self.is_standby = False
-        # What the listener's thread leaves here for the worker's.
-        self.has_news = False
-        self.is_woken = False
-        self.heard: _Heard | None = None
+        self.news: _News | None = None
+        self.news_lock = threading.Lock()
 
 
 class Worker:
@@ -181,31 +191,38 @@ class Worker:
             if number != _STOP:
                 self._read_news(self._shards[number])
 
-    def _wake(self, number: int) -> None:
-        self._shards[number].is_woken = True
-        self._signal(number)
+    def _wake(self, number: int, message: bytes) -> None:
+        """Take note of a sooner reservation: `<now> <ExpiresAt>`; any other message means now."""
+        look_at = time.monotonic()
+        with suppress(ValueError):
+            now, expires_at = map(float, message.split())
+            look_at += self._delay_s(now, expires_at)
+        with self._telling(number) as news:
+            news.look_at = min(news.look_at, look_at)
 
     def _hear(self, number: int, message: bytes) -> None:
         """Take note of a tick: `<now> <next ExpiresAt or nothing> <worker>`; a stranger's message is none."""
         with suppress(ValueError):
             now, next_expires_at, worker = message.split(b" ", 2)
-            heard = _Heard(time.monotonic(), float(now), int(next_expires_at) if next_expires_at else None, worker)
-            self._shards[number].heard = heard
-            self._signal(number)
+            heard = _Heard(time.monotonic(), float(now), float(next_expires_at) if next_expires_at else None, worker)
+            with self._telling(number) as news:
+                news.heard = heard
 
-    def _signal(self, number: int) -> None:
+    @contextmanager
+    def _telling(self, number: int) -> Iterator[_News]:
         shard = self._shards[number]
-        if not shard.has_news:  # a burst of messages is one signal
-            shard.has_news = True
-            self._signals.put(number)
+        with shard.news_lock:
+            if shard.news is None:
+                shard.news = _News()
+                self._signals.put(number)
+            yield shard.news
 
     def _read_news(self, shard: _Shard) -> None:
-        shard.has_news = False
-        heard, shard.heard = shard.heard, None
-        is_woken, shard.is_woken = shard.is_woken, False
-        if shard.failures or shard.drain is not None:
+        with shard.news_lock:
+            news, shard.news = shard.news, None
+        if news is None or shard.failures or shard.drain is not None:
             return  # messages must not turn the pause after an error into a spin
-        if heard is not None:
+        if (heard := news.heard) is not None:
             # The worker that ticked last leads: it is there in time for the next expiry. The others stand by,
             # each a random while later, and lead when they come first: the leader has gone, or is slow.
             # Without messages each worker is on its own, which costs commands and never a reservation.
@@ -213,9 +230,9 @@ class Worker:
             delay_s = max(self._resolution_s, self._delay_s(heard.now, heard.next_expires_at))
             polled_at = shard.drain_began_at + self._interval_s
             shard.wake_at = min(polled_at, heard.at + delay_s + self._standby_s(shard))
-        if is_woken:
+        if news.look_at < math.inf:
             earliest = shard.drain_began_at + self._resolution_s
-            shard.wake_at = min(shard.wake_at, max(earliest, time.monotonic()) + self._standby_s(shard))
+            shard.wake_at = min(shard.wake_at, max(earliest, news.look_at) + self._standby_s(shard))
 
     def _standby_s(self, shard: _Shard) -> float:
         # The half gives the leader time to tick and tell, the whole is what its death may cost.
@@ -227,7 +244,7 @@ class Worker:
             self._interval_s if pause.until is None else min(self._interval_s, max(0, pause.until - batch.now) / 1000)
         )
 
-    def _delay_s(self, now: float, next_expires_at: int | None) -> float:
+    def _delay_s(self, now: float, next_expires_at: float | None) -> float:
         """Return the seconds until the next reservation falls due, at most the interval."""
         if next_expires_at is None:
             return self._interval_s

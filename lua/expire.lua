@@ -54,7 +54,7 @@ local ACTIVE, EXPIRED, ticks = ARGV[17], ARGV[18], ARGV[19]
 local is_ended = {}
 for _, word in ipairs({unpack(ARGV, 20)}) do is_ended[word] = true end
 
-local call = redis.call
+local call, pcall = redis.call, redis.pcall
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
 local MAX_TEXT = '9007199254740992'
 local WORKER_FORGOTTEN_MS = 24 * 60 * 60 * 1000
@@ -91,12 +91,11 @@ local function type_of(key)
   return call('TYPE', key).ok
 end
 
--- The fields of a hash, or nil where the key holds another type. Any other error is raised.
-local function read_hash(key, ...)
-  local row = redis.pcall('HMGET', key, ...)
-  if not row.err then return row end
-  if type_of(key) ~= 'hash' then return nil end
-  return call('HMGET', key, ...)
+-- Whether what HMGET answered says that the key holds another type. Any other error is raised.
+local function is_no_hash(row, key)
+  if not row.err then return false end
+  if type_of(key) ~= 'hash' then return true end
+  call('HMGET', key, 'field')
 end
 
 -- Redis 7 and later have rights to read a key and not write it. Whoever may write a prefix followed
@@ -134,8 +133,8 @@ local stock = {} -- product id -> its counters, and the units this batch gives b
 local function read_stock(product_id)
   local key = stock_prefix .. product_id
   local counters = {key = key, plain = false, units = 0}
-  local row = read_hash(key, AVAILABLE, RESERVED)
-  if not row then
+  local row = pcall('HMGET', key, AVAILABLE, RESERVED)
+  if is_no_hash(row, key) then
     counters.plain = type_of(key) == 'string' and AVAILABLE ~= ''
     if not counters.plain then
       counters.reason = 'stock_wrong_type'
@@ -157,12 +156,13 @@ local function read_stock(product_id)
   return counters
 end
 
+local quantities = {} -- text -> number: most are the same few
+
 -- What to do with one due reservation: its outcome, then what the outcome's list holds of it.
-local function judge(key, score)
-  local own
-  local row = read_hash(key, PRODUCT_ID, QUANTITY, STATUS, ORDER_ID, EXPIRES_AT)
-  if not row then return 'quarantined', 'reservation_wrong_type' end
-  local product_id, quantity = row[1], integer(row[2])
+local function judge(key, score_text)
+  local row = pcall('HMGET', key, PRODUCT_ID, QUANTITY, STATUS, ORDER_ID, EXPIRES_AT)
+  if is_no_hash(row, key) then return 'quarantined', 'reservation_wrong_type' end
+  local product_id, quantity = row[1], quantities[row[2]] or integer(row[2])
   local status = STATUS ~= '' and row[3] or ACTIVE
   local order_id = ORDER_ID ~= '' and row[4] or ''
   local expires_at = EXPIRES_AT ~= '' and row[5]
@@ -174,12 +174,13 @@ local function judge(key, score)
     if status == EXPIRED or is_ended[status:lower()] then return 'skipped', status end
     return 'quarantined', 'status_unknown'
   end
-  if has_wrong_unit(score) then return 'quarantined', 'unit_mismatch' end
-  if expires_at then
-    own = timestamp(expires_at)
-    if not own then return 'quarantined', 'expires_at_invalid' end
-    if has_wrong_unit(own) then return 'quarantined', 'unit_mismatch' end
-    if own >= cutoff then return 'rescheduled', own end
+  local time = tonumber(score_text)
+  if has_wrong_unit(time) then return 'quarantined', 'unit_mismatch' end
+  if expires_at and expires_at ~= score_text then
+    time = timestamp(expires_at)
+    if not time then return 'quarantined', 'expires_at_invalid' end
+    if has_wrong_unit(time) then return 'quarantined', 'unit_mismatch' end
+    if time >= cutoff then return 'rescheduled', time end
   end
   if not product_id then return 'quarantined', 'product_id_missing' end
   if not quantity or quantity < 1 then return 'quarantined', 'quantity_invalid' end
@@ -199,7 +200,8 @@ local function judge(key, score)
   end
   check_right(key)
   counters.units = counters.units + quantity
-  return 'expired', order_id, product_id, row[2], own or score
+  quantities[row[2]] = quantity
+  return 'expired', order_id, product_id, row[2], time
 end
 
 local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
@@ -211,9 +213,9 @@ local next_in_index = call('ZRANGE', index, #due / 2, #due / 2, 'WITHSCORES')
 local next_time = next_in_index[2] and tonumber(next_in_index[2]) or math.huge
 
 for i = 1, #due, 2 do
-  local id, score = due[i], tonumber(due[i + 1])
+  local id = due[i]
   local key = reservation_prefix .. id
-  local outcome, a, b, c, d = judge(key, score)
+  local outcome, a, b, c, d = judge(key, due[i + 1])
   if outcome == 'expired' then
     local n = #expired
     expired[n + 1], expired[n + 2], expired[n + 3], expired[n + 4] = id, a, b, c
@@ -312,7 +314,7 @@ end
 local next_expires_at = next_time < math.huge and text(unix_ms(next_time)) or ''
 if has_company then
   -- Who hears it knows what a tick of its own would say. A paused worker waits for nothing.
-  redis.pcall('PUBLISH', ticks, exact_now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
+  pcall('PUBLISH', ticks, exact_now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
 end
 return {
   exact_now,

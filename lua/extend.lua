@@ -13,7 +13,7 @@
 --   ARGV[4]  duration_ms  how long the units are held from now, ms
 --   ARGV[5]  max_hold_ms  most time from reserved_at to ExpiresAt, ms; empty: no limit
 --   ARGV[6]  now_ms       Unix ms; empty: the server's own clock
---   ARGV[7]  wake         channel on which workers listen
+--   ARGV[7]  wake         channel on which workers listen: told now and ExpiresAt where it is the soonest
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms
 --   extended             done; where max_hold_ms cuts the duration short, up to that limit
@@ -59,8 +59,10 @@ if not quantity or not held_until or (max_hold_ms and not reserved_at) then retu
 
 if not now_ms then
   local time = redis.call('TIME')
-  now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  now_ms = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 end
+local exact_now = string.format('%.3f', now_ms)
+now_ms = math.floor(now_ms)
 local expires_at = now_ms + duration_ms
 if max_hold_ms and expires_at > reserved_at + max_hold_ms then
   expires_at = reserved_at + max_hold_ms
@@ -77,6 +79,6 @@ redis.call('HSET', reservation, 'expires_at', row[4])
 redis.call('ZADD', index, row[4], id)
 redis.call('HDEL', quarantine, id)
 if not was_indexed and redis.call('ZRANGE', index, 0, 0)[1] == id then
-  redis.pcall('PUBLISH', wake, '1') -- a lost message costs lateness, never a unit
+  redis.pcall('PUBLISH', wake, exact_now .. ' ' .. row[4]) -- a lost message costs lateness, never a unit
 end
 return reply('extended')

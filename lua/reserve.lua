@@ -14,7 +14,7 @@
 --   ARGV[4]  quantity      integer, 1 to 2^53
 --   ARGV[5]  duration_ms   how long the units are held, ms
 --   ARGV[6]  now_ms        Unix ms; empty: the server's own clock
---   ARGV[7]  wake          channel on which workers listen
+--   ARGV[7]  wake          channel on which workers listen: told now and ExpiresAt where it is the soonest
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms, available;
 -- empty where it is not known, and available where it did not matter
@@ -78,8 +78,10 @@ if quantity > MAX - reserved then return reply('stock_invalid', nil, available) 
 
 if not now_ms then
   local time = redis.call('TIME')
-  now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  now_ms = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 end
+local exact_now = string.format('%.3f', now_ms)
+now_ms = math.floor(now_ms)
 local now, expires_at = text(now_ms), text(now_ms + duration_ms)
 redis.call('HEXISTS', quarantine, id) -- raises here, before any write, where the key has another type
 
@@ -89,6 +91,6 @@ redis.call('HSET', reservation, 'order_id', order_id, 'product_id', product_id, 
   'status', 'Active', 'reserved_at', now, 'expires_at', expires_at)
 redis.call('HDEL', quarantine, id)
 if redis.call('ZRANGE', index, 0, 0)[1] == id then
-  redis.pcall('PUBLISH', wake, '1') -- a lost message costs lateness, never a unit
+  redis.pcall('PUBLISH', wake, exact_now .. ' ' .. expires_at) -- a lost message costs lateness, never a unit
 end
 return reply('reserved', {'Active', quantity_text, now, expires_at}, available - quantity)

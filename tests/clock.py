@@ -18,8 +18,8 @@ class FakeTime:
     def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, waits: int) -> None:
         self.now = 1000.0
         self.waits: list[float] = []
-        self.messages: list[tuple[bytes | None, float]] = []
-        """A tick, or None for a wake, each after so many seconds; each ends a wait."""
+        self.messages: list[tuple[Callable[[int, bytes], None], bytes, float]] = []
+        """What the listener would call, with a message, after so many seconds; each ends a wait."""
         self._worker = worker
         self._most = waits
         monkeypatch.setattr("expirer.worker.time.monotonic", lambda: self.now)
@@ -34,14 +34,10 @@ class FakeTime:
         if not self.messages:
             self.now += timeout
             raise Empty
-        message, after = self.messages.pop(0)
+        tell, message, after = self.messages.pop(0)
         self.now += after
-        shard = self._worker._shards[0]
-        if message is None:
-            shard.is_woken = True
-        else:
-            self._worker._hear(shard.number, message)
-        return shard.number
+        tell(0, message)
+        return 0
 
     def put(self, _signal: int) -> None:
         """Take a signal: the next wait ends anyway."""

@@ -31,7 +31,7 @@ def test_messages_do_not_shorten_the_pause_after_an_error(
     """A flood of wake messages does not make a failing worker spin."""
     worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger())
     fake_time = FakeTime(worker, monkeypatch, waits=31)
-    fake_time.messages = [(None, 0.01)] * 30
+    fake_time.messages = [(worker._wake, b"", 0.01)] * 30
     fake_server.connected = False
 
     worker.run()
@@ -216,12 +216,49 @@ def test_a_lost_subscription_is_renewed(server_client: redis.Redis, log: Log, mo
     shop.assert_conserved({"mug": 10})
 
 
+def test_a_message_that_tells_the_time_sets_the_alarm(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told when the sooner reservation is due, the worker sleeps on until then; the soonest of several counts."""
+    worker = make_worker()
+    fake_time = FakeTime(worker, monkeypatch, waits=4)
+    fake_time.messages = [
+        (worker._wake, b"%d.250 %d" % (NOW, NOW + 9000), 10.0),
+        (worker._wake, b"%d.250 %d" % (NOW, NOW + 2000), 1.0),
+        (worker._wake, b"%d.250 %d" % (NOW, NOW + 5000), 0.5),
+    ]
+
+    worker.run()
+
+    assert fake_time.waits == pytest.approx([60.0, 8.99995, 1.99995, 1.49995])
+
+
+@pytest.mark.parametrize("step", ["reserve", "extend"])
+def test_the_scripts_tell_when_the_soonest_is_due(client: redis.Redis, inventory: Inventory, step: str) -> None:
+    """What is put in front of the index is told with the time and its ExpiresAt; what comes later is not."""
+    channel = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+    inventory.stock("mug", 10)
+    reservations = Reservations(client, now_ms=lambda: NOW)
+    if step == "extend":
+        reservations.reserve("o1", "mug", 1, timedelta(seconds=2))
+        client.zrem(inventory.keys.index, "o1:mug")
+    channel.subscribe(inventory.keys.wake)
+
+    if step == "reserve":
+        reservations.reserve("o1", "mug", 1, timedelta(seconds=3))
+    else:
+        reservations.extend("o1", "mug", timedelta(seconds=3))
+    reservations.reserve("o2", "mug", 1, timedelta(seconds=9))
+
+    heard = [message["data"] for _ in range(9) if (message := channel.get_message(timeout=0.05))]
+    assert heard == [b"%d.000 %d" % (NOW, NOW + 3000)]
+    inventory.assert_conserved({"mug": 10})
+
+
 def test_a_burst_of_messages_is_one_signal(make_worker: MakeWorker) -> None:
     """However many messages arrive while the worker is busy, they wake it once."""
     worker = make_worker()
 
     for _ in range(1000):
-        worker._wake(0)
+        worker._wake(0, b"1")
 
     assert worker._signals.qsize() == 1
 
@@ -230,7 +267,7 @@ def test_another_workers_tick_is_as_good_as_ones_own(make_worker: MakeWorker, mo
     """A worker that hears of a tick stands by: it waits for the next expiry, and a while longer for the leader."""
     worker = make_worker(resolution="100ms")
     fake_time = FakeTime(worker, monkeypatch, waits=2)
-    fake_time.messages = [(b"%d %d other:1:aa" % (NOW, NOW + 2000), 20.0)]
+    fake_time.messages = [(worker._hear, b"%d %d other:1:aa" % (NOW, NOW + 2000), 20.0)]
 
     worker.run()
 
@@ -243,8 +280,8 @@ def test_the_leader_is_on_time(make_worker: MakeWorker, monkeypatch: pytest.Monk
     worker = make_worker(resolution="100ms")
     fake_time = FakeTime(worker, monkeypatch, waits=3)
     fake_time.messages = [
-        (b"%d %d other:1:aa" % (NOW, NOW + 2000), 20.0),
-        (b"%d %d %s" % (NOW, NOW + 2000, worker.id.encode()), 0.0),
+        (worker._hear, b"%d %d other:1:aa" % (NOW, NOW + 2000), 20.0),
+        (worker._hear, b"%d %d %s" % (NOW, NOW + 2000, worker.id.encode()), 0.0),
     ]
 
     worker.run()
@@ -256,7 +293,7 @@ def test_who_stands_by_polls_all_the_same(make_worker: MakeWorker, monkeypatch: 
     """However many ticks of others it hears of, a worker looks for itself after its own interval."""
     worker = make_worker(interval="30s")
     fake_time = FakeTime(worker, monkeypatch, waits=4)
-    fake_time.messages = [(b"%d  other:1:aa" % NOW, 10.0), (b"%d  other:1:aa" % NOW, 15.0)]
+    fake_time.messages = [(worker._hear, b"%d  other:1:aa" % NOW, 10.0), (worker._hear, b"%d  other:1:aa" % NOW, 15.0)]
 
     worker.run()
 
@@ -265,7 +302,7 @@ def test_who_stands_by_polls_all_the_same(make_worker: MakeWorker, monkeypatch: 
 
 @pytest.mark.parametrize("message", [b"", b"1", b"wake up", b"1 2", b"\xff \xff \xff"])
 def test_a_strangers_message_is_none(make_worker: MakeWorker, message: bytes) -> None:
-    """Whatever is published on the channel of ticks does not disturb a worker."""
+    """Whatever is published on the channel of ticks without its form does not disturb a worker."""
     worker = make_worker()
 
     worker._hear(0, message)
@@ -273,11 +310,26 @@ def test_a_strangers_message_is_none(make_worker: MakeWorker, message: bytes) ->
     assert worker._signals.empty()
 
 
+@pytest.mark.parametrize("message", [b"1", b"nan nan", b"-1 1e999", b"0 " + b"9" * 400, b"nan inf x", b"inf  x"])
+def test_no_message_ends_the_worker(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, message: bytes
+) -> None:
+    """Whatever a stranger publishes on either channel, the worker looks again within the interval."""
+    worker = make_worker()
+    fake_time = FakeTime(worker, monkeypatch, waits=4)
+    fake_time.messages = [(worker._wake, message, 10.0), (worker._hear, message, 10.0)]
+
+    worker.run()
+
+    assert all(0 <= wait <= 60.1 for wait in fake_time.waits)
+    assert inventory.client.zcard(inventory.keys.workers) == 1
+
+
 def test_a_woken_standby_lets_the_leader_go_first(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake message makes the leader look at once, and those who stand by a while later."""
     worker = make_worker(resolution="100ms")
     fake_time = FakeTime(worker, monkeypatch, waits=3)
-    fake_time.messages = [(b"%d  other:1:aa" % NOW, 10.0), (None, 5.0)]
+    fake_time.messages = [(worker._hear, b"%d  other:1:aa" % NOW, 10.0), (worker._wake, b"1", 5.0)]
 
     worker.run()
 
