@@ -1,4 +1,4 @@
-"""The front door: `expirer run`, `expirer once`, `expirer demo`."""
+"""The front door: one verb for each thing that expirer does."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from itertools import chain
 from queue import SimpleQueue
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import expirer
 from expirer.connect import connect
 from expirer.logs import build_logger
+from expirer.operate import hold
 from expirer.settings import CONNECTION, ConfigurationError, Settings, default_text, load, variable
+from expirer.times import LONGEST, parse_duration
 from expirer.worker import Worker
 
 _STOP_DEADLINE_S, _FAREWELL_S = 0.75, 0.1
@@ -32,6 +37,16 @@ _HELP = {
         "release what is due now, then exit (cron, Kubernetes CronJob)",
         "Exits 0 when done, also when nothing was due; 1 when Redis failed, or the control key moved meanwhile.",
         "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
+    ),
+    "pause": (
+        "hold: from then on nothing expires, on any worker",
+        "Reservations stay Active and their units held. Ends by itself with --for. Exits 1 when Redis failed.",
+        "expirer pause --for 30m --reason 'payment outage'",
+    ),
+    "resume": (
+        "go on, and let go what the brake holds",
+        "Says first what would expire. Where the brake holds it asks, or wants --yes. Exits 1 when Redis failed.",
+        "expirer resume --yes",
     ),
     "demo": (
         "watch a small simulated shop for about 15 seconds",
@@ -51,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"the first argument is one of {', '.join(_HELP)}"
         elif unknown != message:
             flag = unknown.split()[0].partition("=")[0]
-            flags = [_flag(name) for name in Settings.model_fields]
+            flags = [*map(_flag, Settings.model_fields), *chain(*_OPTIONS.values())]
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0)[0]
             if not flag.startswith("-"):
                 message = "a value without a flag; a flag and its value are written --flag value"
@@ -66,9 +81,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
     values = vars(_build_parser().parse_args(arguments))
-    verb: Callable[[dict[str, str]], int] = values.pop("verb")
+    verb: Callable[[dict[str, str], dict[str, Any]], int] = values.pop("verb")
+    flags = {name: value for name, value in values.items() if name in Settings.model_fields and value is not None}
     try:
-        return verb({name: value for name, value in values.items() if value is not None})
+        return verb(flags, {name: value for name, value in values.items() if name not in Settings.model_fields})
     except ConfigurationError as error:
         for problem in error.problems:
             _complain(problem)
@@ -89,7 +105,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"expirer {expirer.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb in (("run", _run), ("once", _once), ("demo", _demo)):
+    for name, verb in _VERBS.items():
         summary, detail, example = _HELP[name]
         sub = verbs.add_parser(
             name,
@@ -100,6 +116,8 @@ def _build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         sub.set_defaults(verb=verb)
+        for option, described in _OPTIONS.get(name, {}).items():
+            sub.add_argument(option, **described)
         settings = sub.add_argument_group(
             "settings", None if name == "demo" else "Each is also an environment variable; a flag wins over it."
         )
@@ -113,7 +131,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(flags: dict[str, str]) -> int:
+def _run(flags: dict[str, str], _options: dict[str, Any]) -> int:
     settings = load(flags)
     log = build_logger(settings)
     worker = Worker(connect(settings), settings, log)
@@ -148,17 +166,55 @@ def _run(flags: dict[str, str]) -> int:
     os._exit(0)  # an ordinary exit would wait for the lock of a log that nobody reads
 
 
-def _once(flags: dict[str, str]) -> int:
+def _once(flags: dict[str, str], options: dict[str, Any]) -> int:
     settings = load(flags)
+    if options["dry_run"]:
+        return hold.preview(settings)
     done = Worker(connect(settings), settings, build_logger(settings)).run_once()
     return 1 if done.errors or done.conflicts else 0
 
 
-def _demo(flags: dict[str, str]) -> int:
+def _pause(flags: dict[str, str], options: dict[str, Any]) -> int:
+    return hold.pause(load(flags), options["for"], options["reason"], options["shard"])
+
+
+def _resume(flags: dict[str, str], options: dict[str, Any]) -> int:
+    return hold.resume(load(flags), options["shard"], is_sure=options["yes"])
+
+
+def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
     from expirer import demo  # noqa: PLC0415  # the sidecar does not need what the demo imports
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
     return demo.run(load(flags), embedded="redis_url" not in flags)
+
+
+_VERBS = {"run": _run, "once": _once, "pause": _pause, "resume": _resume, "demo": _demo}
+
+
+def _duration(text: str) -> timedelta:
+    with suppress(ValueError):
+        duration = parse_duration(text)
+        if isinstance(duration, timedelta) and timedelta(0) < duration <= LONGEST:
+            return duration
+    raise argparse.ArgumentTypeError("needs a duration such as 90s, 30m or 2h")
+
+
+_SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard; default all"}
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "once": {
+        "--dry-run": {"action": "store_true", "help": "say what the next batch would do, and write nothing"},
+    },
+    "pause": {
+        "--for": {"type": _duration, "metavar": "DURATION", "help": "resume by itself after it, such as 30m"},
+        "--reason": {"default": "", "metavar": "TEXT", "help": "why, for those who look later"},
+        "--shard": _SHARD,
+    },
+    "resume": {
+        "--yes": {"action": "store_true", "help": "do not ask"},
+        "--shard": _SHARD,
+    },
+}
 
 
 def _flag(setting: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -9,23 +10,15 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError, WatchError
 
-from expirer import scripts
+from expirer import control, scripts
+from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.times import to_ms
 
-_LEAST_UNIX_MS = 10**11
-"""Less is a time in seconds, or no time."""
-_NOT_PAUSED = {b"", b"0", b"no", b"false", b"off"}
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """The operator's hand on a shard: who holds it, why, and until when (Unix ms; None: until resumed)."""
-
-    by: str
-    reason: str
-    until: int | None
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the machine is suspended, where there is such a clock."""
+_MOVED = "the control key changed; nothing was done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +72,12 @@ class Batch:
     _skipped: list[bytes]
     _rescheduled: list[bytes]
     _quarantined: list[bytes]
+    _held: bytes
+
+    @property
+    def held(self) -> str:
+        """Why less was taken than a batch: `clock`, `brake`, `rate`; else empty."""
+        return self._held.decode()
 
     @property
     def counts(self) -> Tick:
@@ -136,12 +135,14 @@ class Expiry:
         now_ms: Callable[[], float] | None = None,
     ) -> None:
         self._pool = client.connection_pool
+        self._worker = worker
         self._batch_size = settings.batch_size
         self._now_ms = now_ms
         self._script = scripts.load("expire")
+        self._evaluate = client.register_script(self._script.text)
         self._watch = (
             ("WATCH", keys.control),
-            ("HMGET", keys.control, "paused", "until", "by", "reason"),
+            ("HMGET", keys.control, *control.FIELDS),
         )
         self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers)
         self._grace_ms = to_ms(settings.grace)
@@ -164,6 +165,11 @@ class Expiry:
             keys.ticks,
             *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
+        self._brake_above = settings.brake_above
+        self._max_rate = settings.max_rate
+        self._max_jump_ms = to_ms(settings.max_clock_jump) if now_ms is None else 0
+        self._believed: tuple[float, float] | None = None
+        """The server's clock when it was last believed (Unix ms), and ours then (seconds since some moment)."""
         self._sent: _Sent | None = None
 
     @property
@@ -193,61 +199,99 @@ class Expiry:
             if self._sent is None:
                 self._pool.release(connection)
 
+    def pull_brake(self, reason: str) -> None:
+        """Pause the shard, unless somebody has.
+
+        Raises:
+            WatchError: the operator's hand moved meanwhile; nothing happened.
+            RedisError: Redis refused, or the reply was lost.
+
+        """
+        connection: Any = self._pool.get_connection()
+        try:
+            self._pull_brake(connection, reason)
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+
+    def _pull_brake(self, connection: Any, reason: str) -> None:  # noqa: ANN401  # see _Sent
+        hand = Control.read(_ask(connection, *self._watch))
+        if self._lasts(connection, hand.pause):
+            _ask(connection, ("UNWATCH",))
+            return
+        fields = control.pausing(self._worker, reason, int(self._clock_ms(connection)))
+        hset = ("HSET", self._watch[0][1], *(word for pair in fields.items() for word in pair))
+        if _ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
+            raise WatchError(_MOVED)
+
+    def preview(self) -> Batch:
+        """Return what the next batch would do, pause or not, by the same script with its writes off; RedisError."""
+        return _batch(self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True)), None)
+
     def _expire_batch(self, connection: Any, sent: _Sent | None, *, go_on: bool) -> Batch:  # noqa: ANN401  # see _Sent
         sent = sent or self._send(connection)
-        reply, control = self._receive(sent)
+        reply, row = self._receive(sent)
         if isinstance(reply, NoScriptError):
             _ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
             sent = self._send(connection)
-            reply, control = self._receive(sent)
+            reply, row = self._receive(sent)
         if isinstance(reply, Exception):
             raise reply
-        overdue = int(reply[2])
-        if go_on and overdue and sent.pause is None:
+        overdue, held = int(reply[2]), reply[7]
+        if held != b"clock":
+            self._believed = float(reply[0]), time.clock_gettime(_ELAPSED)
+        if go_on and overdue and sent.pause is None and not held:
             try:
-                self._sent = self._send(connection, control, is_ahead=overdue > self._batch_size)
+                self._sent = self._send(connection, row, is_ahead=overdue > self._batch_size)
             except (RedisError, OSError):
                 connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
-        elif control is not None:
+        elif row is not None:
             connection.disconnect()  # with it goes a WATCH that nobody needs
-        return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, overdue, sent.pause, *reply[3:])
+        return _batch(reply, sent.pause)
 
     def _send(
         self,
         connection: Any,  # noqa: ANN401  # see _Sent
-        control: list[bytes | None] | None = None,
+        row: list[bytes | None] | None = None,
         *,
         is_ahead: bool = False,
     ) -> _Sent:
-        """Decide, and send a batch; `control` is the key as it was read under the WATCH that still holds."""
-        pause = self._read_pause(connection, _ask(connection, *self._watch) if control is None else control)
-        evalsha = (
-            *("EVALSHA", self._script.sha, len(self._keys), *self._keys),
+        """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
+        hand = Control.read(row or _ask(connection, *self._watch))
+        pause = hand.pause if self._lasts(connection, hand.pause) else None
+        arguments = self._arguments(
             self._batch_size if pause is None else 0,
-            self._grace_ms,
-            "" if self._now_ms is None else self._now_ms(),
-            *self._layout,
+            (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate),
         )
+        evalsha = ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *arguments)
         _write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
         return _Sent(connection, pause, is_ahead)
+
+    def _arguments(
+        self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, dry_run: bool = False
+    ) -> tuple[Any, ...]:
+        now_ms = "" if self._now_ms is None else self._now_ms()
+        return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout)
 
     def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
         """Return the script's reply or its error, and the control key where it was read ahead."""
         _read(sent.connection, 2)
         results = _read(sent.connection)
         if results is None:
-            raise WatchError("the control key changed; nothing was done")
+            raise WatchError(_MOVED)
         return results[0], _read(sent.connection, len(self._watch)) if sent.is_ahead else None
 
-    def _read_pause(self, connection: Any, control: list[bytes | None]) -> Pause | None:  # noqa: ANN401  # see _Sent
-        paused, until, by, reason = (value or b"" for value in control)
-        if paused.strip().lower() in _NOT_PAUSED:
-            return None
-        # A pause whose end cannot be read lasts: nothing expires against the operator's will.
-        end = int(until) if until.strip().isdigit() and int(until) >= _LEAST_UNIX_MS else None
-        if end is not None and self._clock_ms(connection) >= end:
-            return None
-        return Pause(by=_text(by), reason=_text(reason), until=end)
+    def _lasts(self, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401  # see _Sent
+        return pause is not None and (pause.until is None or self._clock_ms(connection) < pause.until)
+
+    def _latest_ms(self) -> float | str:
+        """Return the latest time that the server's clock can show now, by our own; empty where none is known."""
+        if not self._max_jump_ms or self._believed is None:
+            return ""
+        now_ms, at_s = self._believed
+        return now_ms + 1000 * (time.clock_gettime(_ELAPSED) - at_s) + self._max_jump_ms
 
     def _clock_ms(self, connection: Any) -> float:  # noqa: ANN401  # see _Sent
         if self._now_ms is not None:
@@ -280,6 +324,10 @@ def _read(connection: Any, count: int = 1) -> Any:  # noqa: ANN401  # see _Sent
     for _ in range(count):
         reply = connection.read_response()
     return reply
+
+
+def _batch(reply: Any, pause: Pause | None) -> Batch:  # noqa: ANN401  # what the header of expire.lua says
+    return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, int(reply[2]), pause, *reply[3:])
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

@@ -12,7 +12,8 @@ from structlog.typing import FilteringBoundLogger
 
 import expirer
 from expirer.connect import location, redact
-from expirer.expiry import Batch, Pause, Tick
+from expirer.control import Pause
+from expirer.expiry import Batch, Tick
 from expirer.keys import ShardKeys
 from expirer.settings import LAYOUT, Settings
 from expirer.times import LONGEST, to_ms
@@ -79,6 +80,17 @@ class ShardJournal:
         if batch.due and is_first:
             log.info("found_expired_reservations", count=found)
         self._tell_outcomes(batch)
+
+    def tell_brake(self, batch: Batch) -> str:
+        """Say why the shard is about to be paused; return it as the reason of the pause."""
+        settings = self._settings
+        if batch.held == "clock":
+            limit = settings.max_clock_jump.total_seconds()
+            reason = f"brake: the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP ({limit:g}s)"
+        else:
+            reason = f"brake: {batch.overdue} overdue, more than EXPIRER_BRAKE_ABOVE ({settings.brake_above})"
+        self._log.error("brake_pulled", reason=reason, overdue=batch.overdue, advice="look, then: expirer resume")
+        return reason
 
     def tell_conflict(self) -> None:
         """Say that the operator's hand was faster."""

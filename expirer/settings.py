@@ -106,6 +106,24 @@ class Settings(BaseSettings):
         le=LONGEST,
         description="how long an ended reservation stays readable; 0 deletes it, forever keeps it",
     )
+    brake_above: int = Field(
+        0,
+        ge=0,
+        le=2**53,
+        description="overdue reservations above which the worker pauses itself until it is resumed; 0: never",
+    )
+    max_clock_jump: Duration = Field(
+        timedelta(minutes=5),
+        ge=timedelta(0),
+        le=LONGEST,
+        description="how far the server's clock may jump ahead before the worker pauses itself; 0: any",
+    )
+    max_rate: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="most reservations per second that all workers together expire on a shard; 0: no limit",
+    )
     events_maxlen: int = Field(
         100_000, ge=0, le=2**53, description="approximate length of the event stream; 0 writes none"
     )
@@ -200,6 +218,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"EXPIRER_SHARDS={self.shards} cannot be combined with {variable(custom[0])}:"
                 " a custom name belongs to one shard"
+            )
+        if timedelta(0) < self.max_clock_jump < timedelta(seconds=10):
+            raise ValueError(
+                "EXPIRER_MAX_CLOCK_JUMP must be 0 or at least 10s: less would take a slow answer for a jump"
             )
         if not self.field_available and not self.field_reserved:
             raise ValueError(

@@ -18,7 +18,8 @@ from redis import Redis
 from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.expiry import Batch, Expiry, Pause, Tick
+from expirer.control import Pause
+from expirer.expiry import Batch, Expiry, Tick
 from expirer.journal import ShardJournal, log_start, log_stop, warn_of_eviction
 from expirer.keys import shard_keys
 from expirer.settings import Settings
@@ -162,6 +163,9 @@ class Worker:
                 shard.failures = 0
             shard.journal.tell_batch(batch, is_first=shard.drain == Tick())
             shard.drain = replace(shard.drain + batch.counts, overdue=batch.overdue)
+            if batch.held in ("brake", "clock"):
+                shard.expiry.pull_brake(shard.journal.tell_brake(batch))
+                return self._end_drain(shard, errors=1)
         except WatchError:
             shard.journal.tell_conflict()
             return self._end_drain(shard, conflicts=1)
@@ -171,7 +175,7 @@ class Worker:
             return self._end_drain(shard, delay_s, errors=1)
         if batch.pause is not None:
             return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
-        if shard.expiry.is_under_way or (batch.overdue and not self._is_stopping):
+        if shard.expiry.is_under_way or (batch.overdue and not batch.held and not self._is_stopping):
             return Tick()
         return self._end_drain(shard, self._delay_s(batch.now, batch.next_expires_at))
 

@@ -8,7 +8,8 @@
 --   KEYS[1]  index       ZSET    reservation id -> ExpiresAt
 --   KEYS[2]  events      STREAM  one entry per expired reservation
 --   KEYS[3]  quarantine  HASH    reservation id -> why it cannot be expired
---   KEYS[4]  stats       HASH    running totals; one that is damaged or would pass 2^53 starts anew
+--   KEYS[4]  stats       HASH    running totals; one that is damaged or would pass 2^53 starts anew;
+--                                rate_until: Unix ms up to which the rate is used up
 --   KEYS[5]  workers     ZSET    worker id -> time of its last tick, Unix ms
 -- Reservation and stock keys are named from a prefix; they must share the hash tag of KEYS[1].
 --
@@ -16,43 +17,51 @@
 --   ARGV[1]   batch               most reservations to take; 0 takes none and only reports
 --   ARGV[2]   grace_ms            time to wait after ExpiresAt, ms
 --   ARGV[3]   now_ms              Unix ms, maybe with a fraction; empty: the server's own clock
---   ARGV[4]   retention_ms        how long an Expired reservation stays; 0 deletes it, -1 keeps it
---   ARGV[5]   events_maxlen       approximate length of the stream; 0 writes no events
---   ARGV[6]   worker              id of the calling worker
---   ARGV[7]   unit_ms             ms in one unit of the score and of expires_at: 1 or 1000
---   ARGV[8]   reservation_prefix  + reservation id = key of the reservation
---   ARGV[9]   stock_prefix        + product id = key of the stock
---   ARGV[10]  order_id            field of the reservation; empty: not kept
---   ARGV[11]  product_id          field of the reservation
---   ARGV[12]  quantity            field of the reservation
---   ARGV[13]  status              field of the reservation; empty: not kept, needs retention_ms 0
---   ARGV[14]  expires_at          field of the reservation; empty: not kept
---   ARGV[15]  available           field of the stock; empty: not kept
---   ARGV[16]  reserved            field of the stock; empty: not kept
---   ARGV[17]  active              status word
---   ARGV[18]  expired             status word
---   ARGV[19]  ticks               channel that tells the other workers of this tick
---   ARGV[20]  ended               and all after it: the other status words of the inventory, lower case
+--   ARGV[4]   latest_ms           a clock beyond it is not believed, and nothing is taken; empty: any is
+--   ARGV[5]   brake               nothing is taken where more are overdue; 0: no brake
+--   ARGV[6]   resumed_ms          Unix ms; the brake does not count what was due until then
+--   ARGV[7]   rate                most reservations per second, over all workers; 0: no limit
+--   ARGV[8]   dry_run             1: nothing is written
+--   ARGV[9]   retention_ms        how long an Expired reservation stays; 0 deletes it, -1 keeps it
+--   ARGV[10]  events_maxlen       approximate length of the stream; 0 writes no events
+--   ARGV[11]  worker              id of the calling worker
+--   ARGV[12]  unit_ms             ms in one unit of the score and of expires_at: 1 or 1000
+--   ARGV[13]  reservation_prefix  + reservation id = key of the reservation
+--   ARGV[14]  stock_prefix        + product id = key of the stock
+--   ARGV[15]  order_id            field of the reservation; empty: not kept
+--   ARGV[16]  product_id          field of the reservation
+--   ARGV[17]  quantity            field of the reservation
+--   ARGV[18]  status              field of the reservation; empty: not kept, needs retention_ms 0
+--   ARGV[19]  expires_at          field of the reservation; empty: not kept
+--   ARGV[20]  available           field of the stock; empty: not kept
+--   ARGV[21]  reserved            field of the stock; empty: not kept
+--   ARGV[22]  active              status word
+--   ARGV[23]  expired             status word
+--   ARGV[24]  ticks               channel that tells the other workers of this tick
+--   ARGV[25]  ended               and all after it: the other status words of the inventory, lower case
 --
 -- Returns  every number as a decimal string
 --   [1]  now, Unix ms with three decimals
---   [2]  next ExpiresAt in the index, Unix ms; empty: none
+--   [2]  next ExpiresAt in the index, Unix ms; empty: none; held by the rate: when it allows more, less the grace
 --   [3]  overdue reservations left in the index
 --   [4]  expired      id, order_id, product_id, quantity, ExpiresAt in Unix ms, ...
 --   [5]  skipped      id, status, ...
 --   [6]  rescheduled  id, ExpiresAt in Unix ms, ...
 --   [7]  quarantined  id, reason, ...
+--   [8]  why less than the batch was taken: clock, brake, rate; else empty
 
 local index, events, quarantine, stats, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local batch, grace_ms, now_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local retention_ms, events_maxlen = ARGV[4], ARGV[5] -- texts: Redis is slow at writing numbers as arguments
-local worker, unit_ms = ARGV[6], tonumber(ARGV[7])
-local reservation_prefix, stock_prefix = ARGV[8], ARGV[9]
-local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14]
-local AVAILABLE, RESERVED = ARGV[15], ARGV[16]
-local ACTIVE, EXPIRED, ticks = ARGV[17], ARGV[18], ARGV[19]
+local latest_ms, brake, resumed_ms, rate = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local is_dry_run = ARGV[8] == '1'
+local retention_ms, events_maxlen = ARGV[9], ARGV[10] -- texts: Redis is slow at writing numbers as arguments
+local worker, unit_ms = ARGV[11], tonumber(ARGV[12])
+local reservation_prefix, stock_prefix = ARGV[13], ARGV[14]
+local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[15], ARGV[16], ARGV[17], ARGV[18], ARGV[19]
+local AVAILABLE, RESERVED = ARGV[20], ARGV[21]
+local ACTIVE, EXPIRED, ticks = ARGV[22], ARGV[23], ARGV[24]
 local is_ended = {}
-for _, word in ipairs({unpack(ARGV, 20)}) do is_ended[word] = true end
+for _, word in ipairs({unpack(ARGV, 25)}) do is_ended[word] = true end
 
 local call, pcall = redis.call, redis.pcall
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
@@ -127,6 +136,23 @@ local now = text(math.floor(now_ms))
 local exact_now = string.format('%.3f', now_ms)
 local cutoff = (now_ms - grace_ms) / unit_ms
 local before_cutoff = string.format('(%.6f', cutoff) -- microseconds, in either unit
+
+local held = ''
+local paced_from, step_ms -- Unix ms up to which the rate is used up; what may be saved up, and is waited for
+if batch > 0 and latest_ms and now_ms > latest_ms then
+  batch, held = 0, 'clock'
+elseif batch > 0 and brake > 0 then
+  local after_resumption = string.format('(%.6f', resumed_ms / unit_ms)
+  if call('ZCOUNT', index, after_resumption, before_cutoff) > brake then batch, held = 0, 'brake' end
+end
+if batch > 0 and rate > 0 then
+  step_ms = math.min(math.max(100, 1000 / rate), 1000 * batch / rate)
+  paced_from = tonumber(call('HMGET', stats, 'rate_until')[1] or '') or 0
+  if paced_from > now_ms + step_ms then paced_from = now_ms end -- the clock has gone back
+  paced_from = math.max(paced_from, now_ms - step_ms)
+  local allowed = math.floor((now_ms - paced_from) * rate / 1000 + 1e-6)
+  if allowed < batch then batch, held = math.max(allowed, 0), 'rate' end
+end
 
 local stock = {} -- product id -> its counters, and the units this batch gives back
 
@@ -211,6 +237,8 @@ local due = call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'L
 local overdue = call('ZCOUNT', index, '-inf', before_cutoff) - #due / 2
 local next_in_index = call('ZRANGE', index, #due / 2, #due / 2, 'WITHSCORES')
 local next_time = next_in_index[2] and tonumber(next_in_index[2]) or math.huge
+if paced_from then paced_from = paced_from + #due / 2 * 1000 / rate end
+if held == 'rate' and overdue == 0 then held = '' end
 
 for i = 1, #due, 2 do
   local id = due[i]
@@ -237,7 +265,19 @@ for i = 1, #due, 2 do
   if outcome ~= 'quarantined' then sound[#sound + 1] = id end
 end
 
+local function reply()
+  if held == 'rate' then next_time = (paced_from + step_ms - grace_ms) / unit_ms end
+  return {
+    exact_now,
+    next_time < math.huge and text(unix_ms(next_time)) or '',
+    text(overdue),
+    expired, skipped, rescheduled, quarantined,
+    held,
+  }
+end
+
 if forbidden then return redis.error_reply('NOPERM this user may not write ' .. forbidden) end
+if is_dry_run then return reply() end
 
 local totals = {}
 if #due > 0 then
@@ -308,17 +348,16 @@ if #due > 0 then
   if #poison > 0 then call('HSET', quarantine, unpack(poison)) end
   call('ZREMRANGEBYRANK', index, 0, #due / 2 - 1)
   if #new_scores > 0 then call('ZADD', index, unpack(new_scores)) end
+  if paced_from then
+    totals[#totals + 1], totals[#totals + 2] = 'rate_until', string.format('%.3f', paced_from)
+  end
   call('HSET', stats, unpack(totals))
 end
 
-local next_expires_at = next_time < math.huge and text(unix_ms(next_time)) or ''
+local answer = reply()
 if has_company then
   -- Who hears it knows what a tick of its own would say. A paused worker waits for nothing.
-  pcall('PUBLISH', ticks, exact_now .. ' ' .. (batch > 0 and next_expires_at or '') .. ' ' .. worker)
+  local next_look = (batch > 0 or held == 'rate') and answer[2] or ''
+  pcall('PUBLISH', ticks, exact_now .. ' ' .. next_look .. ' ' .. worker)
 end
-return {
-  exact_now,
-  next_expires_at,
-  text(overdue),
-  expired, skipped, rescheduled, quarantined,
-}
+return answer

@@ -17,7 +17,8 @@ import redis
 from redis.client import Pipeline
 
 from expirer import Ended, Refused, Reservations
-from expirer.expiry import Expiry, Pause, Tick
+from expirer.control import Pause
+from expirer.expiry import Expiry, Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log
@@ -283,16 +284,16 @@ def in_the_gap(
 
         def arrange(fields: dict[str, Any]) -> dict[bytes, bytes]:
             snapshot: dict[bytes, bytes] = {}
-            read_pause = Expiry._read_pause
+            lasts = Expiry._lasts
 
-            def read_then_write(expiry: Expiry, connection: Any, control: list[bytes | None]) -> Pause | None:  # noqa: ANN401
-                monkeypatch.setattr(Expiry, "_read_pause", read_pause)
-                pause = read_pause(expiry, connection, control)
+            def decide_then_write(expiry: Expiry, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401
+                monkeypatch.setattr(Expiry, "_lasts", lasts)
+                decision = lasts(expiry, connection, pause)
                 second.hset(Inventory(second).keys.control, mapping=fields)
                 snapshot.update(_snapshot(second))
-                return pause
+                return decision
 
-            monkeypatch.setattr(Expiry, "_read_pause", read_then_write)
+            monkeypatch.setattr(Expiry, "_lasts", decide_then_write)
             return snapshot
 
         yield arrange
