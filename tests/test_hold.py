@@ -13,6 +13,7 @@ import redis
 from expirer import cli
 from expirer.keys import ShardKeys
 from expirer.operate import hold
+from expirer.operate.common import shown_time
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
@@ -258,4 +259,4 @@ def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("moment", [10**18, sys.maxsize])
 def test_a_time_beyond_the_calendar_is_shown_as_it_is(moment: int) -> None:
     """A time that no calendar has does not stop a verb."""
-    assert hold._time(moment) == f"{moment} ms"
+    assert shown_time(moment) == f"{moment} ms"

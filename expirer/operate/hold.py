@@ -7,31 +7,27 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TextIO
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from expirer import control
-from expirer.connect import connect, location, redact
 from expirer.control import Control
 from expirer.expiry import Batch, Expiry
 from expirer.keys import ShardKeys, shard_keys
+from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_time
 from expirer.settings import ConfigurationError, Settings
 from expirer.times import to_ms, worker_clock
 
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
     """Pause the shards, or one: nothing expires once this has returned. Return the exit code."""
-    with _redis(settings) as client:
+    with redis_or_say(settings) as client:
         for number, keys in _chosen(settings, shard):
-            now = _now(client, settings)
+            now = server_now(client, settings)
             until = None if duration is None else now + to_ms(duration)
             client.hset(keys.control, mapping=control.pausing(_who(), reason, now, until))  # type: ignore[arg-type]
-            ends = "until it is resumed" if until is None else f"until {_time(until)}"
-            overdue = _overdue(client, settings, keys, now)
+            ends = "until it is resumed" if until is None else f"until {shown_time(until)}"
+            overdue = count_overdue(client, settings, keys, now)
             sys.stdout.write(f"shard {number}: paused {ends}; {overdue:,} overdue stay Active, and their units held\n")
         return 0
     return 1
@@ -39,15 +35,15 @@ def pause(settings: Settings, duration: timedelta | None, reason: str, shard: in
 
 def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
     """Resume the shards, or one, and let go what a brake held, once somebody is sure of it. Return the exit code."""
-    with _redis(settings) as client:
+    with redis_or_say(settings) as client:
         shards = list(_chosen(settings, shard))
         braked = 0
         for number, keys in shards:
             pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
-            overdue = _overdue(client, settings, keys, _now(client, settings))
+            overdue = count_overdue(client, settings, keys, server_now(client, settings))
             state = "not paused"
             if pause is not None:
-                since = "" if pause.since is None else f" since {_time(pause.since)}"
+                since = "" if pause.since is None else f" since {shown_time(pause.since)}"
                 state = f"paused{since} by {shown(pause.by) or 'nobody named'}: {shown(pause.reason) or 'no reason'}"
                 braked += overdue if pause.reason.startswith("brake:") else 0
             sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
@@ -55,7 +51,7 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
             sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")
             return 1
         for number, keys in shards:
-            fields = control.resuming(_who(), _now(client, settings))
+            fields = control.resuming(_who(), server_now(client, settings))
             client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
             client.publish(keys.wake, "1")
             sys.stdout.write(f"shard {number}: resumed\n")
@@ -66,7 +62,7 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
 def preview(settings: Settings) -> int:
     """Say what the next batch of each shard would do, pause or not, and write nothing. Return the exit code."""
     now_ms: Callable[[], float] | None = worker_clock if settings.clock == "worker" else None
-    with _redis(settings) as client:
+    with redis_or_say(settings) as client:
         for number, keys in enumerate(shard_keys(settings)):
             batch = Expiry(client, settings, keys, "dry-run", now_ms).preview()
             counts = batch.counts
@@ -80,33 +76,16 @@ def preview(settings: Settings) -> int:
     return 1
 
 
-def shown(text: str) -> str:
-    """Return a stranger's text as a terminal may show it: on one line, without control characters."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def _outcomes(batch: Batch) -> Iterator[str]:
     for entry in batch.expired():
-        what = f"{entry.quantity} of {shown(entry.product_id)}, due {_time(entry.expires_at)}"
+        what = f"{entry.quantity} of {shown(entry.product_id)}, due {shown_time(entry.expires_at)}"
         yield f"expired      {shown(entry.reservation_id)}  {what}"
     for id_, status in batch.skipped():
         yield f"skipped      {shown(id_)}  status {shown(status)}"
     for id_, expires_at in batch.rescheduled():
-        yield f"rescheduled  {shown(id_)}  due {_time(expires_at)}"
+        yield f"rescheduled  {shown(id_)}  due {shown_time(expires_at)}"
     for id_, reason in batch.quarantined():
         yield f"quarantined  {shown(id_)}  {reason}"
-
-
-@contextmanager
-def _redis(settings: Settings) -> Iterator[Redis]:
-    """Give a client; an error of Redis is one line on standard error, and the block ends."""
-    with connect(settings) as client:
-        try:
-            yield client
-        except (RedisError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
 
 
 def _chosen(settings: Settings, shard: int | None) -> list[tuple[int, ShardKeys]]:
@@ -116,18 +95,6 @@ def _chosen(settings: Settings, shard: int | None) -> list[tuple[int, ShardKeys]
     if not 0 <= shard < len(shards):
         raise ConfigurationError([f"--shard {shard}: the shards are 0 to {len(shards) - 1}"])
     return [shards[shard]]
-
-
-def _now(client: Redis, settings: Settings) -> int:
-    if settings.clock == "worker":
-        return int(worker_clock())
-    seconds, microseconds = client.time()
-    return seconds * 1000 + microseconds // 1000
-
-
-def _overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) -> int:
-    cutoff = (now - to_ms(settings.grace)) / (1000 if settings.score_unit == "s" else 1)
-    return client.zcount(keys.index, "-inf", f"({cutoff:.6f}")
 
 
 def _confirms(question: str, answers: TextIO | None) -> bool:
@@ -145,10 +112,3 @@ def _who() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
-
-
-def _time(unix_ms: int) -> str:
-    try:
-        return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6] + " UTC"
-    except (ValueError, OverflowError, OSError):
-        return f"{unix_ms} ms"
