@@ -38,6 +38,11 @@ _HELP = {
         "Exits 0 when done, also when nothing was due; 1 when Redis failed, or the control key moved meanwhile.",
         "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
     ),
+    "status": (
+        "look: what is due, how late, who works, what is held (also a probe)",
+        "Exits 0 when healthy; 1 without a live worker, with an overdue older than --max-lateness, or without Redis.",
+        "expirer status --json --max-lateness 30s",
+    ),
     "pause": (
         "hold: from then on nothing expires, on any worker",
         "Reservations stay Active and their units held. Ends by itself with --for. Exits 1 when Redis failed.",
@@ -174,6 +179,12 @@ def _once(flags: dict[str, str], options: dict[str, Any]) -> int:
     return 1 if done.errors or done.conflicts else 0
 
 
+def _status(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.status import status  # noqa: PLC0415  # the sidecar does not need it
+
+    return status(load(flags), options["max_lateness"], as_json=options["json"])
+
+
 def _pause(flags: dict[str, str], options: dict[str, Any]) -> int:
     return hold.pause(load(flags), options["for"], options["reason"], options["shard"])
 
@@ -189,7 +200,7 @@ def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
     return demo.run(load(flags), embedded="redis_url" not in flags)
 
 
-_VERBS = {"run": _run, "once": _once, "pause": _pause, "resume": _resume, "demo": _demo}
+_VERBS = {"run": _run, "once": _once, "status": _status, "pause": _pause, "resume": _resume, "demo": _demo}
 
 
 def _duration(text: str) -> timedelta:
@@ -204,6 +215,15 @@ _SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard;
 _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "once": {
         "--dry-run": {"action": "store_true", "help": "say what the next batch would do, and write nothing"},
+    },
+    "status": {
+        "--json": {"action": "store_true", "help": "one JSON object, for programs"},
+        "--max-lateness": {
+            "type": _duration,
+            "metavar": "DURATION",
+            "default": timedelta(seconds=10),
+            "help": "how long the oldest overdue reservation may wait; default 10s",
+        },
     },
     "pause": {
         "--for": {"type": _duration, "metavar": "DURATION", "help": "resume by itself after it, such as 30m"},

@@ -34,6 +34,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"expirer {__version__}\n" == capsys.readouterr().out
 
 
+VERBS = "the first argument is one of run, once, status, pause, resume, demo"
+
+
 @pytest.mark.parametrize("verb", ["run", "once", "demo"])
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     """Each verb explains itself, with an example."""
@@ -63,9 +66,12 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "the Redis URL: "),
         (["once", "--redis-url", "rediss://h/0?ssl_cert_reqs=maybe"], "the Redis URL: "),
         (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
-        ([], "the first argument is one of run, once, pause, resume, demo"),
-        (["sweep"], "the first argument is one of run, once, pause, resume, demo"),
-        (["--redis-url", "redis://:hunter2@h", "run"], "the first argument is one of run, once, pause, resume, demo"),
+        ([], VERBS),
+        (["sweep"], VERBS),
+        (
+            ["--redis-url", "redis://:hunter2@h", "run"],
+            VERBS,
+        ),
         (["demo", "--shards", "3"], "--shards is a flag of another verb"),
         (["run", "redis://:hunter2@h"], "a value without a flag; a flag and its value are written --flag value"),
         (["run", "--redisurl=redis://:hunter2@h"], "--redisurl is not a flag; the nearest is --redis-url"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -42,7 +43,9 @@ def normal(text: str) -> str:
     """Return the text with times, versions and machine names made equal."""
     text = re.sub(r"\b1\d{12}\b", "<ms>", text)
     text = re.sub(r'"time": "[^"]*"', '"time": "<time>"', text)
-    text = re.sub(r'"[^" ]*:\d+:[0-9a-f]{4}"', '"<worker>"', text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} UTC", "<moment>", text)
+    text = re.sub(r"[^\" ]*:\d+:[0-9a-f]{4}\b", "<worker>", text)
+    text = re.sub(r"\d+ ms (ahead of|behind) this", "<n> ms ahead of this", text)
     text = re.sub(r'"(unix|redis)://[^"]*"', '"<url>"', text)
     return re.sub(r'"(lateness_ms|elapsed_ms)": \d+', r'"\1": <n>', text)
 
@@ -58,7 +61,10 @@ class Reader:
         assert cli is not None
         self._cli = [str(cli), "-s", str(server.socket), "--no-raw"]
         (folder / "redis-cli").write_text(f'#!/bin/sh\nexec {shlex.join(self._cli)} "$@"\n')
-        (folder / "redis-cli").chmod(0o755)
+        ours = shlex.join(["env", f"EXPIRER_REDIS_URL={server.url}", sys.executable, "-m", "expirer"])
+        (folder / "expirer").write_text(f'#!/bin/sh\nexec {ours} "$@"\n')
+        for program in ("redis-cli", "expirer"):
+            (folder / program).chmod(0o755)
         self._shell = subprocess.Popen(
             ["/bin/bash"],
             stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from expirer.connect import connect, location, redact
+from expirer.control import Pause
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
@@ -53,3 +54,10 @@ def shown_time(unix_ms: int) -> str:
         return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6] + " UTC"
     except (ValueError, OverflowError, OSError):
         return f"{unix_ms} ms"
+
+
+def shown_pause(pause: Pause) -> str:
+    """Return who pauses, since when, until when and why."""
+    since = "" if pause.since is None else f" since {shown_time(pause.since)}"
+    until = "until resumed" if pause.until is None else f"until {shown_time(pause.until)}"
+    return f"by {shown(pause.by) or 'nobody named'}{since} {until}: {shown(pause.reason) or 'no reason'}"

@@ -14,7 +14,7 @@ from expirer import control
 from expirer.control import Control
 from expirer.expiry import Batch, Expiry
 from expirer.keys import ShardKeys, shard_keys
-from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_time
+from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
 from expirer.settings import ConfigurationError, Settings
 from expirer.times import to_ms, worker_clock
 
@@ -41,10 +41,8 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
         for number, keys in shards:
             pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
             overdue = count_overdue(client, settings, keys, server_now(client, settings))
-            state = "not paused"
+            state = "not paused" if pause is None else f"paused {shown_pause(pause)}"
             if pause is not None:
-                since = "" if pause.since is None else f" since {shown_time(pause.since)}"
-                state = f"paused{since} by {shown(pause.by) or 'nobody named'}: {shown(pause.reason) or 'no reason'}"
                 braked += overdue if pause.reason.startswith("brake:") else 0
             sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
         if braked and not is_sure and not _confirms(f"Let {braked:,} overdue reservations expire?", answers):

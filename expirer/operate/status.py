@@ -1,0 +1,137 @@
+"""Looks at every shard in a few cheap reads, and says whether expiry is healthy."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from redis import Redis
+
+from expirer import control
+from expirer.control import Control, Pause
+from expirer.keys import ShardKeys, shard_keys
+from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
+from expirer.settings import Settings
+from expirer.times import to_ms
+
+_LATE_TICK_S = 5.0
+"""A worker whose last tick is older than the interval by this much is not there."""
+_COUNTED = 10_000
+"""Units of so many overdue reservations are summed, the oldest; more would be a scan."""
+_SLICE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """What one shard looks like; times and ages are in ms, Unix ms where they are moments."""
+
+    shard: int
+    active: int
+    overdue: int
+    oldest_overdue_ms: int
+    """Age of the oldest; 0: nothing is overdue."""
+    overdue_units: int
+    """Of the oldest 10,000 overdue at most."""
+    next_expires_at: int | None
+    quarantined: int
+    paused: Pause | None
+    workers: dict[str, int]
+    """Worker id -> its last tick."""
+    totals: dict[str, int]
+    problems: list[str]
+
+
+def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int:
+    """Print the state of every shard; return 0 where all are healthy, else 1."""
+    with redis_or_say(settings) as client:
+        here = time.time_ns() // 1_000_000
+        skew_ms = server_now(client, settings) - here
+        shards = [
+            _look(client, settings, number, keys, to_ms(max_lateness))
+            for number, keys in enumerate(shard_keys(settings))
+        ]
+        is_healthy = not any(shard.problems for shard in shards)
+        if as_json:
+            whole = {"healthy": is_healthy, "clock_skew_ms": skew_ms, "shards": [asdict(shard) for shard in shards]}
+            sys.stdout.write(json.dumps(whole) + "\n")
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in _lines(shards, skew_ms))
+        return 0 if is_healthy else 1
+    return 1
+
+
+def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_lateness_ms: int) -> ShardStatus:
+    now = server_now(client, settings)
+    overdue = count_overdue(client, settings, keys, now)
+    oldest: Any = client.zrange(keys.index, 0, 0, withscores=True)
+    after: Any = client.zrange(keys.index, overdue, overdue, withscores=True)
+    unit_ms = 1000 if settings.score_unit == "s" else 1
+    grace_ms = to_ms(settings.grace)
+    age = int(now - grace_ms - oldest[0][1] * unit_ms) if overdue and oldest else 0
+    pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
+    if pause is not None and pause.until is not None and pause.until <= now:
+        pause = None
+    rows: Any = client.zrange(keys.workers, 0, -1, withscores=True, desc=True)
+    workers = {shown(id_.decode("utf-8", "backslashreplace")): int(last) for id_, last in rows}
+    totals: Any = client.hgetall(keys.stats)
+    problems = []
+    if now - max(workers.values(), default=0) > to_ms(settings.interval) + _LATE_TICK_S * 1000:
+        problems.append("no live worker")
+    if pause is None and age > max_lateness_ms:
+        problems.append("the oldest overdue is too old")
+    return ShardStatus(
+        shard=number,
+        active=client.zcard(keys.index),
+        overdue=overdue,
+        oldest_overdue_ms=age,
+        overdue_units=_units(client, settings, keys, min(overdue, _COUNTED)),
+        next_expires_at=int(after[0][1] * unit_ms) if after else None,
+        quarantined=client.hlen(keys.quarantine),
+        paused=pause,
+        workers=workers,
+        totals={name.decode(): int(value) for name, value in totals.items() if value.isdigit()},
+        problems=problems,
+    )
+
+
+def _units(client: Redis, settings: Settings, keys: ShardKeys, count: int) -> int:
+    """Sum the quantities of the oldest so many; what is no number, quarantine will tell of."""
+    units = 0
+    for start in range(0, count, _SLICE):
+        ids: Any = client.zrange(keys.index, start, min(start + _SLICE, count) - 1)
+        with client.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hget(keys.reservation_prefix.encode() + id_, settings.field_quantity)
+            quantities = pipe.execute(raise_on_error=False)
+        units += sum(int(value) for value in quantities if isinstance(value, bytes) and value.isdigit())
+    return units
+
+
+def _lines(shards: list[ShardStatus], skew_ms: int) -> list[str]:
+    lines = []
+    for shard in shards:
+        age_s = shard.oldest_overdue_ms / 1000
+        more = "" if shard.overdue <= _COUNTED else f" in the oldest {_COUNTED:,}"
+        lines += [
+            f"shard {shard.shard}: {'; '.join(shard.problems) or 'healthy'}",
+            f"  active       {shard.active:,}",
+            f"  overdue      {shard.overdue:,}, {shard.overdue_units:,} units{more}, the oldest for {age_s:,.3f} s",
+            f"  next expiry  {'none' if shard.next_expires_at is None else shown_time(shard.next_expires_at)}",
+            f"  quarantined  {shard.quarantined:,}",
+            f"  paused       {'no' if shard.paused is None else shown_pause(shard.paused)}",
+            f"  totals       {', '.join(f'{name} {total:,}' for name, total in shard.totals.items()) or 'none'}",
+        ]
+        lines += [f"  worker       {worker}, last tick {shown_time(tick)}" for worker, tick in shard.workers.items()]
+    if len(shards) > 1:
+        overdue, units = sum(shard.overdue for shard in shards), sum(shard.overdue_units for shard in shards)
+        oldest = max(shard.oldest_overdue_ms for shard in shards)
+        lines.append(
+            f"all: {sum(shard.active for shard in shards):,} active; {overdue:,} overdue, {units:,} units,"
+            f" the oldest for {oldest / 1000:,.3f} s; {sum(shard.quarantined for shard in shards):,} quarantined"
+        )
+    lines.append(f"clock: the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine")
+    return lines
