@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+BRAKE = "brake: "
+"""How the reason of a pause begins that a worker made by itself."""
 FIELDS = ("paused", "until", "by", "reason", "since", "resumed_at")
 
 _LEAST_UNIX_MS = 10**11
@@ -20,6 +22,11 @@ class Pause:
     reason: str
     since: int | None
     until: int | None
+
+    @property
+    def is_brake(self) -> bool:
+        """Whether a worker paused the shard by itself."""
+        return self.reason.startswith(BRAKE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 import expirer
 from expirer.connect import location, redact
-from expirer.control import Pause
+from expirer.control import BRAKE, Pause
 from expirer.expiry import Batch, Tick
 from expirer.keys import ShardKeys
 from expirer.settings import LAYOUT, Settings
@@ -86,9 +86,9 @@ class ShardJournal:
         settings = self._settings
         if batch.held == "clock":
             limit = settings.max_clock_jump.total_seconds()
-            reason = f"brake: the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP ({limit:g}s)"
+            reason = f"{BRAKE}the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP ({limit:g}s)"
         else:
-            reason = f"brake: {batch.overdue} overdue, more than EXPIRER_BRAKE_ABOVE ({settings.brake_above})"
+            reason = f"{BRAKE}{batch.overdue} overdue, more than EXPIRER_BRAKE_ABOVE ({settings.brake_above})"
         self._log.error("brake_pulled", reason=reason, overdue=batch.overdue, advice="look, then: expirer resume")
         return reason
 

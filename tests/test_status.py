@@ -84,6 +84,15 @@ def test_an_old_overdue_is_unhealthy_unless_paused(shop: Inventory, look: Operat
     assert look("--max-lateness", "5s")[0] == 0
 
 
+def test_a_brake_is_unhealthy(shop: Inventory, look: Operate) -> None:
+    """Where a worker has paused the shard by itself somebody must look: it exits 1."""
+    shop.client.hset(shop.keys.control, mapping={"paused": 1, "reason": "brake: 2 overdue"})
+
+    code, out, _ = look()
+
+    assert (code, out.splitlines()[0]) == (1, "shard 0: the brake holds")
+
+
 def test_a_pause_that_has_ended_is_none(shop: Inventory, look: Operate) -> None:
     """A pause whose end has passed is not shown, and excuses nothing."""
     shop.client.hset(shop.keys.control, mapping={"paused": 1, "until": int(worker_clock()) - 1000})

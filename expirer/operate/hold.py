@@ -42,8 +42,8 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
             pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
             overdue = count_overdue(client, settings, keys, server_now(client, settings))
             state = "not paused" if pause is None else f"paused {shown_pause(pause)}"
-            if pause is not None:
-                braked += overdue if pause.reason.startswith("brake:") else 0
+            if pause is not None and pause.is_brake:
+                braked += overdue
             sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
         if braked and not is_sure and not _confirms(f"Let {braked:,} overdue reservations expire?", answers):
             sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")

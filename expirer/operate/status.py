@@ -81,6 +81,8 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
     problems = []
     if now - max(workers.values(), default=0) > to_ms(settings.interval) + _LATE_TICK_S * 1000:
         problems.append("no live worker")
+    if pause is not None and pause.is_brake:
+        problems.append("the brake holds")
     if pause is None and age > max_lateness_ms:
         problems.append("the oldest overdue is too old")
     return ShardStatus(
