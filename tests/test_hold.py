@@ -98,6 +98,29 @@ def test_the_brake_does_not_overwrite_a_persons_pause(inventory: Inventory, make
     assert inventory.client.hget(inventory.keys.control, "reason") == b"stocktaking"
 
 
+def test_a_hand_that_moves_while_the_brake_is_pulled_wins(
+    inventory: Inventory, make_worker: MakeWorker, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes the control key just then: the brake is not pulled, it is a conflict, and nothing expires."""
+    inventory.overdue("mug", 4)
+    worker = make_worker(brake_above=3)
+    expiry = worker._shards[0].expiry
+    clock = expiry._clock_ms
+
+    def write_then_read(connection: object) -> float:
+        inventory.client.hset(inventory.keys.control, "note", "here I am")
+        return clock(connection)
+
+    monkeypatch.setattr(expiry, "_clock_ms", write_then_read)
+
+    done = worker.tick()
+
+    assert (done.expired, done.conflicts) == (0, 1)
+    assert len(log.of("concurrency_conflict")) == 1
+    assert inventory.client.hget(inventory.keys.control, "paused") is None
+    inventory.assert_conserved({"mug": 4})
+
+
 def test_a_clock_that_jumps_ahead_expires_nothing(
     client: redis.Redis, inventory: Inventory, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,10 @@ def test_a_value_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch, name: s
             "EXPIRER_RESOLUTION (2s) is longer than EXPIRER_INTERVAL (1s)",
         ),
         (
+            {"max_clock_jump": "2s"},
+            "EXPIRER_MAX_CLOCK_JUMP must be 0 or at least 10s: less would take a slow answer for a jump",
+        ),
+        (
             {"shards": "2", "index_key": "holds"},
             "EXPIRER_SHARDS=2 cannot be combined with EXPIRER_INDEX_KEY: a custom name belongs to one shard",
         ),

@@ -113,6 +113,13 @@ def test_no_live_worker_is_unhealthy(shop: Inventory, look: Operate) -> None:
     assert out.startswith("shard 0: no live worker\n")
 
 
+def test_the_workers_clock_decides_where_it_is_set(shop: Inventory, look: Operate) -> None:
+    """With EXPIRER_CLOCK=worker the age is taken from this machine's clock."""
+    [shard] = json.loads(look("--json", "--clock", "worker")[1])["shards"]
+
+    assert (shard["overdue"], shard["problems"]) == (2, [])
+
+
 def test_every_shard_and_all_of_them(server_client: redis.Redis, look: Operate) -> None:
     """With shards each has its lines, and a last one sums them up; one sick shard makes the whole unhealthy."""
     first = Inventory(server_client, ShardKeys.of("inventory", 0, 2))
