@@ -118,6 +118,7 @@ def test_the_workers_clock_decides_where_it_is_set(shop: Inventory, look: Operat
     [shard] = json.loads(look("--json", "--clock", "worker")[1])["shards"]
 
     assert (shard["overdue"], shard["problems"]) == (2, [])
+    shop.assert_conserved({"mug": 6})
 
 
 def test_every_shard_and_all_of_them(server_client: redis.Redis, look: Operate) -> None:
