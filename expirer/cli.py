@@ -43,6 +43,16 @@ _HELP = {
         "Exits 0 when healthy; 1 without a live worker, with an overdue older than --max-lateness, or without Redis.",
         "expirer status --json --max-lateness 30s",
     ),
+    "pending": (
+        "list the reservations that fall due next",
+        "Looks at the next 10,000 of each shard at most; only reads. Exits 1 when Redis failed.",
+        "expirer pending --product mug --due-within 5m",
+    ),
+    "show": (
+        "tell everything that is known of one reservation",
+        "Its fields, its place in the index, its quarantine entry, its event. Exits 1 where there is no trace of it.",
+        "expirer show order-1:mug",
+    ),
     "pause": (
         "hold: from then on nothing expires, on any worker",
         "Reservations stay Active and their units held. Ends by itself with --for. Exits 1 when Redis failed.",
@@ -71,7 +81,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"the first argument is one of {', '.join(_HELP)}"
         elif unknown != message:
             flag = unknown.split()[0].partition("=")[0]
-            flags = [*map(_flag, Settings.model_fields), *chain(*_OPTIONS.values())]
+            options = (option for option in chain(*_OPTIONS.values()) if option.startswith("-"))
+            flags = [*map(_flag, Settings.model_fields), *options]
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0)[0]
             if not flag.startswith("-"):
                 message = "a value without a flag; a flag and its value are written --flag value"
@@ -185,6 +196,19 @@ def _status(flags: dict[str, str], options: dict[str, Any]) -> int:
     return status(load(flags), options["max_lateness"], as_json=options["json"])
 
 
+def _pending(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.look import pending  # noqa: PLC0415  # the sidecar does not need it
+
+    product_id, due_within, limit = options["product"], options["due_within"], options["limit"]
+    return pending(load(flags), product_id, due_within, limit, as_json=options["json"])
+
+
+def _show(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.look import show  # noqa: PLC0415  # the sidecar does not need it
+
+    return show(load(flags), options["reservation_id"], as_json=options["json"])
+
+
 def _pause(flags: dict[str, str], options: dict[str, Any]) -> int:
     return hold.pause(load(flags), options["for"], options["reason"], options["shard"])
 
@@ -200,7 +224,16 @@ def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
     return demo.run(load(flags), embedded="redis_url" not in flags)
 
 
-_VERBS = {"run": _run, "once": _once, "status": _status, "pause": _pause, "resume": _resume, "demo": _demo}
+_VERBS = {
+    "run": _run,
+    "once": _once,
+    "status": _status,
+    "pending": _pending,
+    "show": _show,
+    "pause": _pause,
+    "resume": _resume,
+    "demo": _demo,
+}
 
 
 def _duration(text: str) -> timedelta:
@@ -212,18 +245,29 @@ def _duration(text: str) -> timedelta:
 
 
 _SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard; default all"}
+_JSON: dict[str, Any] = {"action": "store_true", "help": "JSON, for programs"}
 _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "once": {
         "--dry-run": {"action": "store_true", "help": "say what the next batch would do, and write nothing"},
     },
     "status": {
-        "--json": {"action": "store_true", "help": "one JSON object, for programs"},
+        "--json": _JSON,
         "--max-lateness": {
             "type": _duration,
             "metavar": "DURATION",
             "default": timedelta(seconds=10),
             "help": "how long the oldest overdue reservation may wait; default 10s",
         },
+    },
+    "pending": {
+        "--product": {"metavar": "P", "help": "only of this product"},
+        "--due-within": {"type": _duration, "metavar": "DURATION", "help": "only what falls due within it, such as 5m"},
+        "--limit": {"type": int, "metavar": "N", "default": 20, "help": "at most so many; default 20"},
+        "--json": _JSON,
+    },
+    "show": {
+        "reservation_id": {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
+        "--json": _JSON,
     },
     "pause": {
         "--for": {"type": _duration, "metavar": "DURATION", "help": "resume by itself after it, such as 30m"},
