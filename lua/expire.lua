@@ -276,8 +276,8 @@ local function reply()
   }
 end
 
-if forbidden then return redis.error_reply('NOPERM this user may not write ' .. forbidden) end
 if is_dry_run then return reply() end
+if forbidden then return redis.error_reply('NOPERM this user may not write ' .. forbidden) end
 
 local totals = {}
 if #due > 0 then

@@ -129,6 +129,25 @@ def test_a_quarantined_one_and_a_wrong_type(shop: Inventory, look: Operate) -> N
     assert "  quarantine: reason=reservation_wrong_type at=1 score=1\n" in out
 
 
+@pytest.mark.parametrize("verb", ["status --max-lateness 30000d", "pending", "show o7:mug", "once --dry-run"])
+def test_looking_needs_no_right_to_write(
+    shop: Inventory, shared_server: RedisServer, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """A user who may only read can use every verb that looks."""
+    reads = "hgetall hget hmget zscore xrange zrange zrangebyscore zcount zcard hlen time type exists"
+    allowed = [f"+{name}" for name in (*reads.split(), "evalsha", "script|load", "client|setname")]
+    user = ["looker", "on", ">pw", "~{inventory}*", *allowed]
+    shop.client.execute_command("ACL", "SETUSER", *user)  # type: ignore[no-untyped-call]
+    shop.client.zadd(shop.keys.workers, {"w": worker_clock()})
+    try:
+        code = cli.main([*verb.split(), "--redis-url", f"{shared_server.url}?username=looker&password=pw"])
+    finally:
+        shop.client.execute_command("ACL", "DELUSER", "looker")  # type: ignore[no-untyped-call]
+
+    assert (code, capsys.readouterr().err) == (0, "")
+    shop.assert_conserved({"mug": 250, "tee": 1})
+
+
 def test_no_trace_is_one_line(server_client: redis.Redis, look: Operate) -> None:
     """An id of which nothing is known exits 1 with one line."""
     assert server_client.dbsize() == 0

@@ -75,8 +75,8 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
     pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
     if pause is not None and pause.until is not None and pause.until <= now:
         pause = None
-    rows: Any = client.zrange(keys.workers, 0, -1, withscores=True, desc=True)
-    workers = {shown(id_.decode("utf-8", "backslashreplace")): int(last) for id_, last in rows}
+    rows: Any = client.zrange(keys.workers, 0, -1, withscores=True)
+    workers = {shown(id_.decode("utf-8", "backslashreplace")): int(last) for id_, last in reversed(rows)}
     totals: Any = client.hgetall(keys.stats)
     problems = []
     if now - max(workers.values(), default=0) > to_ms(settings.interval) + _LATE_TICK_S * 1000:
