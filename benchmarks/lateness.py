@@ -66,7 +66,7 @@ def _shorter(bench: Bench, turn: int) -> Figures:
         client.hset(KEYS.stock_prefix + SHELF, mapping={"available": SHELF_UNITS, "reserved": 0})
         checkout = Reservations(client)
         with working(system.command(server), server), probes.monitoring(server) as monitor:
-            time.sleep(system.start_s)
+            time.sleep(system.start_s)  # asleep towards tomorrow is where the case begins
             for n in range(bench.sizes.holds):
                 hold = checkout.reserve(f"h{n}", SHELF, 1, timedelta(milliseconds=chance.randint(5, 50)))
                 due[hold.id] = hold.expires_at or 0

@@ -35,7 +35,7 @@ _HELP = {
     ),
     "once": (
         "release what is due now, then exit (cron, Kubernetes CronJob)",
-        "Exits 0 when done, also when nothing was due; 1 when Redis failed, or the control key moved meanwhile.",
+        "Exits 0 when done or nothing was due; 1 when Redis failed, the control key moved, or the brake was pulled.",
         "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
     ),
     "status": (
