@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from expirer.texts import readable
+
 BRAKE = "brake: "
 """How the reason of a pause begins that a worker made by itself."""
 FIELDS = ("paused", "until", "by", "reason", "since", "resumed_at")
@@ -47,7 +49,7 @@ class Control:
         paused, until, by, reason, since, resumed_at = (value or b"" for value in row)
         pause = None
         if paused.strip().lower() not in _NOT_PAUSED:
-            pause = Pause(by=_text(by), reason=_text(reason), since=_unix_ms(since), until=_unix_ms(until))
+            pause = Pause(by=readable(by), reason=readable(reason), since=_unix_ms(since), until=_unix_ms(until))
         return cls(pause, _unix_ms(resumed_at) or 0)
 
 
@@ -63,7 +65,3 @@ def resuming(by: str, now: int) -> dict[str, str | int]:
 
 def _unix_ms(value: bytes) -> int | None:
     return int(value) if value.strip().isdigit() and len(value) < 20 and int(value) >= _LEAST_UNIX_MS else None  # noqa: PLR2004
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")

@@ -14,7 +14,8 @@ from expirer import control, scripts
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
-from expirer.times import to_ms
+from expirer.texts import readable
+from expirer.times import to_ms, worker_clock
 
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine is suspended, where there is such a clock."""
@@ -99,19 +100,19 @@ class Batch:
     def expired(self) -> Iterator[Expired]:
         """Yield the reservations whose units are back."""
         for id_, order, product, quantity, expires_at in _rows(self._expired, 5):
-            yield Expired(_text(id_), _text(order), _text(product), int(quantity), int(expires_at))
+            yield Expired(readable(id_), readable(order), readable(product), int(quantity), int(expires_at))
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """Yield reservation id and status."""
-        return ((_text(id_), _text(status)) for id_, status in _rows(self._skipped, 2))
+        return ((readable(id_), readable(status)) for id_, status in _rows(self._skipped, 2))
 
     def rescheduled(self) -> Iterator[tuple[str, int]]:
         """Yield reservation id and its own ExpiresAt."""
-        return ((_text(id_), int(expires_at)) for id_, expires_at in _rows(self._rescheduled, 2))
+        return ((readable(id_), int(expires_at)) for id_, expires_at in _rows(self._rescheduled, 2))
 
     def quarantined(self) -> Iterator[tuple[str, str]]:
         """Yield reservation id and reason."""
-        return ((_text(id_), _text(reason)) for id_, reason in _rows(self._quarantined, 2))
+        return ((readable(id_), readable(reason)) for id_, reason in _rows(self._quarantined, 2))
 
 
 class Expiry:
@@ -122,7 +123,7 @@ class Expiry:
     batch costs one round trip, and Redis works on it while the caller logs the one before.
 
     Args:
-        now_ms: the clock, Unix ms; None leaves it to the server.
+        now_ms: the clock, Unix ms; None obeys `settings.clock`.
 
     """
 
@@ -137,7 +138,7 @@ class Expiry:
         self._pool = client.connection_pool
         self._worker = worker
         self._batch_size = settings.batch_size
-        self._now_ms = now_ms
+        self._now_ms = worker_clock if now_ms is None and settings.clock == "worker" else now_ms
         self._script = scripts.load("expire")
         self._evaluate = client.register_script(self._script.text)
         self._watch = (
@@ -150,7 +151,7 @@ class Expiry:
             -1 if settings.retention is None else to_ms(settings.retention),
             settings.events_maxlen,
             worker,
-            1000 if settings.score_unit == "s" else 1,
+            settings.unit_ms,
             keys.reservation_prefix,
             keys.stock_prefix,
             settings.field_order_id,
@@ -167,7 +168,7 @@ class Expiry:
         )
         self._brake_above = settings.brake_above
         self._max_rate = settings.max_rate
-        self._max_jump_ms = to_ms(settings.max_clock_jump) if now_ms is None else 0
+        self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
         self._believed: tuple[float, float] | None = None
         """The server's clock when it was last believed (Unix ms), and ours then (seconds since some moment)."""
         self._sent: _Sent | None = None
@@ -332,7 +333,3 @@ def _batch(reply: Any, pause: Pause | None) -> Batch:  # noqa: ANN401  # what th
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:
     return zip(*[iter(flat)] * width, strict=True)
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")

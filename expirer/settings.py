@@ -253,6 +253,11 @@ class Settings(BaseSettings):
             seen[value] = name
 
     @property
+    def unit_ms(self) -> int:
+        """How many ms one unit of the score has."""
+        return 1000 if self.score_unit == "s" else 1
+
+    @property
     def is_custom_layout(self) -> bool:
         """Whether any name, field, status word or unit differs from the project's own contract."""
         return any(getattr(self, name) != type(self).model_fields[name].default for name in LAYOUT)

@@ -23,7 +23,7 @@ from expirer.expiry import Batch, Expiry, Tick
 from expirer.journal import ShardJournal, log_start, log_stop, warn_of_eviction
 from expirer.keys import shard_keys
 from expirer.settings import Settings
-from expirer.times import to_ms, worker_clock
+from expirer.times import to_ms
 from expirer.wake import WakeListener
 
 _FIRST_RETRY_S = 0.1
@@ -94,8 +94,6 @@ class Worker:
         self._interval_s = settings.interval.total_seconds()
         self._resolution_s = settings.resolution.total_seconds()
         self._log = log.bind(worker=self.id)
-        if now_ms is None and settings.clock == "worker":
-            now_ms = worker_clock
         self._keys = shard_keys(settings)
         self._shards = [
             _Shard(

@@ -39,7 +39,7 @@ def server_now(client: Redis, settings: Settings) -> int:
 
 def count_overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) -> int:
     """Count the reservations of a shard that are due at `now`."""
-    cutoff = (now - to_ms(settings.grace)) / (1000 if settings.score_unit == "s" else 1)
+    cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
     return client.zcount(keys.index, "-inf", f"({cutoff:.6f}")
 
 

@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TextIO
 
@@ -16,7 +16,7 @@ from expirer.expiry import Batch, Expiry
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
 from expirer.settings import ConfigurationError, Settings
-from expirer.times import to_ms, worker_clock
+from expirer.times import to_ms
 
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
@@ -59,10 +59,9 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
 
 def preview(settings: Settings) -> int:
     """Say what the next batch of each shard would do, pause or not, and write nothing. Return the exit code."""
-    now_ms: Callable[[], float] | None = worker_clock if settings.clock == "worker" else None
     with redis_or_say(settings) as client:
         for number, keys in enumerate(shard_keys(settings)):
-            batch = Expiry(client, settings, keys, "dry-run", now_ms).preview()
+            batch = Expiry(client, settings, keys, "dry-run").preview()
             counts = batch.counts
             sys.stdout.write(
                 f"shard {number}: {batch.due + batch.overdue:,} due; the next batch would expire {counts.expired:,}"

@@ -13,6 +13,7 @@ from redis import Redis
 from expirer.keys import ShardKeys, shard_keys, shard_of
 from expirer.operate.common import redis_or_say, server_now, shown, shown_time
 from expirer.settings import Settings
+from expirer.texts import readable
 from expirer.times import to_ms
 
 _SLICE = 100
@@ -71,7 +72,6 @@ def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
 def _rows(
     client: Redis, settings: Settings, keys: ShardKeys, product_id: str | None, latest: int | None
 ) -> Iterator[dict[str, Any]]:
-    unit_ms = 1000 if settings.score_unit == "s" else 1
     for start in range(0, _MOST, _SLICE):
         entries: Any = client.zrange(keys.index, start, start + _SLICE - 1, withscores=True)
         with client.pipeline(transaction=False) as pipe:
@@ -80,7 +80,7 @@ def _rows(
                 pipe.hmget(key, [settings.field_product_id, settings.field_quantity])
             fields = pipe.execute(raise_on_error=False)
         for (id_, score), row in zip(entries, fields, strict=True):
-            expires_at = int(score * unit_ms)
+            expires_at = int(score * settings.unit_ms)
             if latest is not None and expires_at >= latest:
                 return
             product, quantity = (None, None) if isinstance(row, Exception) else row
@@ -110,7 +110,7 @@ def _known(client: Redis, settings: Settings, keys: ShardKeys, id_: bytes) -> di
     return {
         "fields": fields,
         "event": _event(client, keys, id_, fields.get("expired_at", "")),
-        "expires_at": None if score is None else int(score * (1000 if settings.score_unit == "s" else 1)),
+        "expires_at": None if score is None else int(score * settings.unit_ms),
         "quarantine": None if entry is None else _text(entry),
     }
 
@@ -127,4 +127,4 @@ def _event(client: Redis, keys: ShardKeys, id_: bytes, expired_at: str) -> dict[
 
 
 def _text(value: bytes) -> str:
-    return shown(value.decode("utf-8", "backslashreplace"))
+    return shown(readable(value))

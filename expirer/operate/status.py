@@ -16,6 +16,7 @@ from expirer.control import Control, Pause
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
 from expirer.settings import Settings
+from expirer.texts import readable
 from expirer.times import to_ms
 
 _LATE_TICK_S = 5.0
@@ -69,14 +70,14 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
     overdue = count_overdue(client, settings, keys, now)
     oldest: Any = client.zrange(keys.index, 0, 0, withscores=True)
     after: Any = client.zrange(keys.index, overdue, overdue, withscores=True)
-    unit_ms = 1000 if settings.score_unit == "s" else 1
+    unit_ms = settings.unit_ms
     grace_ms = to_ms(settings.grace)
     age = int(now - grace_ms - oldest[0][1] * unit_ms) if overdue and oldest else 0
     pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
     if pause is not None and pause.until is not None and pause.until <= now:
         pause = None
     rows: Any = client.zrange(keys.workers, 0, -1, withscores=True)
-    workers = {shown(id_.decode("utf-8", "backslashreplace")): int(last) for id_, last in reversed(rows)}
+    workers = {shown(readable(id_)): int(last) for id_, last in reversed(rows)}
     totals: Any = client.hgetall(keys.stats)
     problems = []
     if now - max(workers.values(), default=0) > to_ms(settings.interval) + _LATE_TICK_S * 1000:
