@@ -34,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"expirer {__version__}\n" == capsys.readouterr().out
 
 
-VERBS = "the first argument is one of run, once, status, pending, show, pause, resume, demo"
+VERBS = "the first argument is one of run, once, check, status, top, pending, show, tail, pause, resume, demo"
 
 
 @pytest.mark.parametrize("verb", ["run", "once", "demo"])

@@ -1,0 +1,225 @@
+"""The verbs of the command line: what each is called, what it takes, what it does."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from expirer import sidecar
+from expirer.settings import load
+from expirer.times import LONGEST, parse_duration
+
+# What the sidecar does not need is imported where it is used.
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb; `options` are argparse's, in order of appearance."""
+
+    run: Callable[[dict[str, str], dict[str, Any]], int]
+    """Takes the settings given as flags, and the options; returns the exit code."""
+    summary: str
+    detail: str
+    example: str
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _run(flags: dict[str, str], _options: dict[str, Any]) -> int:
+    return sidecar.run(load(flags))
+
+
+def _once(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import hold  # noqa: PLC0415
+
+    settings = load(flags)
+    return hold.preview(settings) if options["dry_run"] else sidecar.run_once(settings)
+
+
+def _status(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.status import status  # noqa: PLC0415
+
+    return status(load(flags), options["max_lateness"], as_json=options["json"])
+
+
+def _pending(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.look import pending  # noqa: PLC0415
+
+    product_id, due_within, limit = options["product"], options["due_within"], options["limit"]
+    return pending(load(flags), product_id, due_within, limit, as_json=options["json"])
+
+
+def _show(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.look import show  # noqa: PLC0415
+
+    return show(load(flags), options["reservation_id"], as_json=options["json"])
+
+
+def _tail(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.tail import tail  # noqa: PLC0415
+
+    return tail(load(flags), options["from"], as_json=options["json"])
+
+
+def _top(flags: dict[str, str], _options: dict[str, Any]) -> int:
+    from expirer.operate.top import top  # noqa: PLC0415
+
+    return top(load(flags))
+
+
+def _pause(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import hold  # noqa: PLC0415
+
+    return hold.pause(load(flags), options["for"], options["reason"], options["shard"])
+
+
+def _resume(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import hold  # noqa: PLC0415
+
+    return hold.resume(load(flags), options["shard"], is_sure=options["yes"])
+
+
+def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import check  # noqa: PLC0415
+
+    settings = load(flags)
+    return check.canary(settings) if options["canary"] else check.check(settings)
+
+
+def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
+    from expirer import demo  # noqa: PLC0415
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
+    return demo.run(load(flags), embedded="redis_url" not in flags)
+
+
+def _duration(text: str) -> timedelta:
+    with suppress(ValueError):
+        duration = parse_duration(text)
+        if isinstance(duration, timedelta) and timedelta(0) < duration <= LONGEST:
+            return duration
+    raise argparse.ArgumentTypeError("needs a duration such as 90s, 30m or 2h")
+
+
+_JSON: dict[str, Any] = {"action": "store_true", "help": "JSON, for programs"}
+_PRODUCT: dict[str, Any] = {"metavar": "P", "help": "only of this product"}
+_RESERVATION_ID: dict[str, Any] = {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"}
+_SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard; default all"}
+_YES: dict[str, Any] = {"action": "store_true", "help": "do not ask"}
+
+VERBS = {
+    "run": Verb(
+        _run,
+        "release the units of due reservations until stopped (the sidecar)",
+        "Runs until SIGTERM or SIGINT; then finishes its batch and exits 0 within a second.",
+        "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer run --interval 30s",
+    ),
+    "once": Verb(
+        _once,
+        "release what is due now, then exit (cron, Kubernetes CronJob)",
+        "Exits 0 when done or nothing was due; 1 when Redis failed, the control key moved, or the brake was pulled.",
+        "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
+        {"--dry-run": {"action": "store_true", "help": "say what the next batch would do, and write nothing"}},
+    ),
+    "check": Verb(
+        _check,
+        "say whether this Redis, these rights and this layout will serve, before a deployment",
+        "Works on scratch keys of the namespace and removes them. Exits 1 where a line is a failure.",
+        "expirer check --redis-url redis://redis:6379/0",
+        {
+            "--canary": {
+                "action": "store_true",
+                "help": "make a hold of its own, and wait for a live worker to expire it",
+            }
+        },
+    ),
+    "status": Verb(
+        _status,
+        "look: what is due, how late, who works, what is held (also a probe)",
+        "Exits 0 when healthy; 1 without a live worker, with an overdue older than --max-lateness, or without Redis.",
+        "expirer status --json --max-lateness 30s",
+        {
+            "--json": _JSON,
+            "--max-lateness": {
+                "type": _duration,
+                "metavar": "DURATION",
+                "default": timedelta(seconds=10),
+                "help": "how long the oldest overdue reservation may wait; default 10s",
+            },
+        },
+    ),
+    "top": Verb(
+        _top,
+        "watch a live screen of backlog, lateness, rate, products and workers",
+        "Leave with q or Ctrl-C. Reads only, once a second; survives an outage of Redis.",
+        "expirer top",
+    ),
+    "pending": Verb(
+        _pending,
+        "list the reservations that fall due next",
+        "Looks at the next 10,000 of each shard at most; only reads. Exits 1 when Redis failed.",
+        "expirer pending --product mug --due-within 5m",
+        {
+            "--product": _PRODUCT,
+            "--due-within": {
+                "type": _duration,
+                "metavar": "DURATION",
+                "help": "only what falls due within it, such as 5m",
+            },
+            "--limit": {"type": int, "metavar": "N", "default": 20, "help": "at most so many; default 20"},
+            "--json": _JSON,
+        },
+    ),
+    "show": Verb(
+        _show,
+        "tell everything that is known of one reservation",
+        "Its fields, its place in the index, its quarantine entry, its event. Exits 1 where there is no trace of it.",
+        "expirer show order-1:mug",
+        {"reservation_id": _RESERVATION_ID, "--json": _JSON},
+    ),
+    "tail": Verb(
+        _tail,
+        "follow the events of expired reservations, like tail -f",
+        "Runs until Ctrl-C or SIGTERM; waits out an outage of Redis and loses nothing that the stream still has.",
+        "expirer tail --from 10m --json",
+        {
+            "--from": {
+                "metavar": "START",
+                "help": "begin earlier: a duration such as 10m, `start`, or an id of the stream; default now",
+            },
+            "--json": _JSON,
+        },
+    ),
+    "pause": Verb(
+        _pause,
+        "hold: from then on nothing expires, on any worker",
+        "Reservations stay Active and their units held. Ends by itself with --for. Exits 1 when Redis failed.",
+        "expirer pause --for 30m --reason 'payment outage'",
+        {
+            "--for": {"type": _duration, "metavar": "DURATION", "help": "resume by itself after it, such as 30m"},
+            "--reason": {"default": "", "metavar": "TEXT", "help": "why, for those who look later"},
+            "--shard": _SHARD,
+        },
+    ),
+    "resume": Verb(
+        _resume,
+        "go on, and let go what the brake holds",
+        "Says first what would expire. Where the brake holds it asks, or wants --yes. Exits 1 when Redis failed.",
+        "expirer resume --yes",
+        {"--yes": _YES, "--shard": _SHARD},
+    ),
+    "demo": Verb(
+        _demo,
+        "watch a small simulated shop for about 15 seconds",
+        "Uses an embedded Redis, or a real one with --redis-url, where it removes its keys at the end.",
+        "expirer demo",
+    ),
+}
+"""By name; of two words where a verb has actions."""
+
+GROUPS = {"quarantine": "mend what could not be expired: list, show, requeue, release, drop"}
+"""The verbs of two words: what the first is about."""
