@@ -19,6 +19,7 @@ class ShardKeys:
     control: str
     stats: str
     workers: str
+    operations: str
     wake: str
     ticks: str
     reservation_prefix: str
@@ -35,6 +36,7 @@ class ShardKeys:
             control=f"{tag}:control",
             stats=f"{tag}:stats",
             workers=f"{tag}:workers",
+            operations=f"{tag}:operations",
             wake=f"{tag}:wake",
             ticks=f"{tag}:ticks",
             reservation_prefix=f"{tag}:reservation:",

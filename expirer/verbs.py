@@ -83,6 +83,36 @@ def _resume(flags: dict[str, str], options: dict[str, Any]) -> int:
     return hold.resume(load(flags), options["shard"], is_sure=options["yes"])
 
 
+def _quarantine_list(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import quarantine  # noqa: PLC0415
+
+    return quarantine.list_(load(flags), options["reason"], as_json=options["json"])
+
+
+def _quarantine_show(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import quarantine  # noqa: PLC0415
+
+    return quarantine.show(load(flags), options["reservation_id"], as_json=options["json"])
+
+
+def _quarantine_requeue(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import quarantine  # noqa: PLC0415
+
+    return quarantine.requeue(load(flags), options["reservation_ids"], options["reason"], is_all=options["all"])
+
+
+def _quarantine_release(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import quarantine  # noqa: PLC0415
+
+    return quarantine.release(load(flags), options["reservation_id"], options["quantity"], options["product"])
+
+
+def _quarantine_drop(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import quarantine  # noqa: PLC0415
+
+    return quarantine.drop(load(flags), options["reservation_ids"], is_sure=options["yes"])
+
+
 def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import check  # noqa: PLC0415
 
@@ -107,6 +137,7 @@ def _duration(text: str) -> timedelta:
 
 _JSON: dict[str, Any] = {"action": "store_true", "help": "JSON, for programs"}
 _PRODUCT: dict[str, Any] = {"metavar": "P", "help": "only of this product"}
+_REASON: dict[str, Any] = {"metavar": "REASON", "help": "only of this reason, such as stock_missing"}
 _RESERVATION_ID: dict[str, Any] = {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"}
 _SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard; default all"}
 _YES: dict[str, Any] = {"action": "store_true", "help": "do not ask"}
@@ -211,6 +242,52 @@ VERBS = {
         "Says first what would expire. Where the brake holds it asks, or wants --yes. Exits 1 when Redis failed.",
         "expirer resume --yes",
         {"--yes": _YES, "--shard": _SHARD},
+    ),
+    "quarantine list": Verb(
+        _quarantine_list,
+        "list what could not be expired, and why",
+        "Only reads. Exits 1 when Redis failed.",
+        "expirer quarantine list --reason stock_missing",
+        {"--reason": _REASON, "--json": _JSON},
+    ),
+    "quarantine show": Verb(
+        _quarantine_show,
+        "tell everything that is known of one entry, and what to do about it",
+        "Only reads. Exits 1 where it is not in quarantine.",
+        "expirer quarantine show order-1:mug",
+        {"reservation_id": _RESERVATION_ID, "--json": _JSON},
+    ),
+    "quarantine requeue": Verb(
+        _quarantine_requeue,
+        "put entries back into the index, once their cause was mended",
+        "The next tick expires each, or quarantines it anew. Exits 1 where one could not be put back.",
+        "expirer quarantine requeue --reason stock_missing",
+        {
+            "reservation_ids": {"nargs": "*", "metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
+            "--reason": _REASON,
+            "--all": {"action": "store_true", "help": "every entry"},
+        },
+    ),
+    "quarantine release": Verb(
+        _quarantine_release,
+        "free the units of one entry by hand, as many as you say",
+        "They go from reserved to available, and the reservation is marked Expired. Exits 1 where that is refused.",
+        "expirer quarantine release order-1:mug --quantity 2",
+        {
+            "reservation_id": _RESERVATION_ID,
+            "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
+            "--product": {"metavar": "P", "help": "of which product, where the reservation cannot say"},
+        },
+    ),
+    "quarantine drop": Verb(
+        _quarantine_drop,
+        "give up on entries: they leave the quarantine, and no counter is touched",
+        "The reservation is marked Expired. Asks, or wants --yes. Exits 1 where one is not there.",
+        "expirer quarantine drop --yes order-1:mug",
+        {
+            "reservation_ids": {"nargs": "+", "metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
+            "--yes": _YES,
+        },
     ),
     "demo": Verb(
         _demo,

@@ -14,6 +14,7 @@ import structlog
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
+from expirer import cli
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.inventory import NOW, Inventory
@@ -81,6 +82,21 @@ def client(request: pytest.FixtureRequest) -> redis.Redis:
 def inventory(client: redis.Redis) -> Inventory:
     """Return the shop under test."""
     return Inventory(client)
+
+
+Operate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
+    """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
+    monkeypatch.setattr("expirer.operate.common.connect", lambda _: client)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 class Log(LogCapture):

@@ -34,7 +34,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"expirer {__version__}\n" == capsys.readouterr().out
 
 
-VERBS = "the first argument is one of run, once, check, status, top, pending, show, tail, pause, resume, demo"
+VERBS = (
+    "the first argument is one of run, once, check, status, top, pending, show, tail, pause, resume, quarantine, demo"
+)
 
 
 @pytest.mark.parametrize("verb", ["run", "once", "demo"])
@@ -68,6 +70,8 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
         ([], VERBS),
         (["sweep"], VERBS),
+        (["quarantine"], "quarantine is followed by one of list, show, requeue, release, drop"),
+        (["quarantine", "free"], "quarantine is followed by one of list, show, requeue, release, drop"),
         (
             ["--redis-url", "redis://:hunter2@h", "run"],
             VERBS,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TextIO
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -41,6 +45,25 @@ def count_overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) 
     """Count the reservations of a shard that are due at `now`."""
     cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
     return client.zcount(keys.index, "-inf", f"({cutoff:.6f}")
+
+
+def who() -> str:
+    """Return who is at the keyboard, for those who look later."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def confirms(question: str, answers: TextIO | None = None) -> bool:
+    """Ask on a terminal; elsewhere nobody can be sure."""
+    source = answers or sys.stdin
+    if not source.isatty():
+        return False
+    sys.stdout.write(f"{question} [y/N] ")
+    sys.stdout.flush()
+    return source.readline().strip().lower() in ("y", "yes")
 
 
 def shown(text: str) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,7 +11,16 @@ from expirer import control
 from expirer.control import Control
 from expirer.expiry import Batch, Expiry
 from expirer.keys import ShardKeys, shard_keys
-from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
+from expirer.operate.common import (
+    confirms,
+    count_overdue,
+    redis_or_say,
+    server_now,
+    shown,
+    shown_pause,
+    shown_time,
+    who,
+)
 from expirer.settings import ConfigurationError, Settings
 from expirer.times import to_ms
 
@@ -25,7 +31,7 @@ def pause(settings: Settings, duration: timedelta | None, reason: str, shard: in
         for number, keys in _chosen(settings, shard):
             now = server_now(client, settings)
             until = None if duration is None else now + to_ms(duration)
-            client.hset(keys.control, mapping=control.pausing(_who(), reason, now, until))  # type: ignore[arg-type]
+            client.hset(keys.control, mapping=control.pausing(who(), reason, now, until))  # type: ignore[arg-type]
             ends = "until it is resumed" if until is None else f"until {shown_time(until)}"
             overdue = count_overdue(client, settings, keys, now)
             sys.stdout.write(f"shard {number}: paused {ends}; {overdue:,} overdue stay Active, and their units held\n")
@@ -45,11 +51,11 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
             if pause is not None and pause.is_brake:
                 braked += overdue
             sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
-        if braked and not is_sure and not _confirms(f"Let {braked:,} overdue reservations expire?", answers):
+        if braked and not is_sure and not confirms(f"Let {braked:,} overdue reservations expire?", answers):
             sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")
             return 1
         for number, keys in shards:
-            fields = control.resuming(_who(), server_now(client, settings))
+            fields = control.resuming(who(), server_now(client, settings))
             client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
             client.publish(keys.wake, "1")
             sys.stdout.write(f"shard {number}: resumed\n")
@@ -92,20 +98,3 @@ def _chosen(settings: Settings, shard: int | None) -> list[tuple[int, ShardKeys]
     if not 0 <= shard < len(shards):
         raise ConfigurationError([f"--shard {shard}: the shards are 0 to {len(shards) - 1}"])
     return [shards[shard]]
-
-
-def _confirms(question: str, answers: TextIO | None) -> bool:
-    source = answers or sys.stdin
-    if not source.isatty():
-        return False
-    sys.stdout.write(f"{question} [y/N] ")
-    sys.stdout.flush()
-    return source.readline().strip().lower() in ("y", "yes")
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

@@ -12,6 +12,7 @@ from redis import Redis
 
 from expirer.keys import ShardKeys, shard_keys, shard_of
 from expirer.operate.common import redis_or_say, server_now, shown, shown_time
+from expirer.operate.reasons import ADVICE, parsed
 from expirer.settings import Settings
 from expirer.texts import readable
 from expirer.times import to_ms
@@ -58,15 +59,21 @@ def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
             if as_json:
                 sys.stdout.write(json.dumps({"shard": number, **known}) + "\n")
             else:
-                sys.stdout.write(f"shard {number}, {shown(keys.reservation_prefix + reservation_id)}\n")
-                for part in ("fields", "event"):
-                    sys.stdout.writelines(f"  {part}: {name} {value}\n" for name, value in known[part].items())
-                due = known["expires_at"]
-                sys.stdout.write(f"  index: {'not in it' if due is None else f'due {shown_time(due)}'}\n")
-                sys.stdout.write(f"  quarantine: {known['quarantine'] or 'not in it'}\n")
+                sys.stdout.writelines(f"{line}\n" for line in _lines(number, keys, reservation_id, known))
             return 0
         sys.stderr.write(f"expirer: {shown(reservation_id)}: no reservation, index entry or quarantine entry\n")
     return 1
+
+
+def _lines(number: int, keys: ShardKeys, reservation_id: str, known: dict[str, Any]) -> Iterator[str]:
+    yield f"shard {number}, {shown(keys.reservation_prefix + reservation_id)}"
+    for part in ("fields", "event"):
+        yield from (f"  {part}: {name} {value}" for name, value in known[part].items())
+    due = known["expires_at"]
+    yield f"  index: {'not in it' if due is None else f'due {shown_time(due)}'}"
+    yield f"  quarantine: {known['quarantine'] or 'not in it'}"
+    if known["advice"]:
+        yield f"  advice: {known['advice']}"
 
 
 def _rows(
@@ -112,6 +119,7 @@ def _known(client: Redis, settings: Settings, keys: ShardKeys, id_: bytes) -> di
         "event": _event(client, keys, id_, fields.get("expired_at", "")),
         "expires_at": None if score is None else int(score * settings.unit_ms),
         "quarantine": None if entry is None else _text(entry),
+        "advice": None if entry is None else ADVICE.get(parsed(entry)["reason"]),
     }
 
 
