@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError, WatchError
 
-from expirer import control, scripts
+from expirer import control, scripts, wire
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
@@ -218,13 +218,13 @@ class Expiry:
             self._pool.release(connection)
 
     def _pull_brake(self, connection: Any, reason: str) -> None:  # noqa: ANN401  # see _Sent
-        hand = Control.read(_ask(connection, *self._watch))
+        hand = Control.read(wire.ask(connection, *self._watch))
         if self._lasts(connection, hand.pause):
-            _ask(connection, ("UNWATCH",))
+            wire.ask(connection, ("UNWATCH",))
             return
         fields = control.pausing(self._worker, reason, int(self._clock_ms(connection)))
         hset = ("HSET", self._watch[0][1], *(word for pair in fields.items() for word in pair))
-        if _ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
+        if wire.ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
             raise WatchError(_MOVED)
 
     def preview(self) -> Batch:
@@ -235,7 +235,7 @@ class Expiry:
         sent = sent or self._send(connection)
         reply, row = self._receive(sent)
         if isinstance(reply, NoScriptError):
-            _ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
+            wire.ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
             sent = self._send(connection)
             reply, row = self._receive(sent)
         if isinstance(reply, Exception):
@@ -260,14 +260,14 @@ class Expiry:
         is_ahead: bool = False,
     ) -> _Sent:
         """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
-        hand = Control.read(row or _ask(connection, *self._watch))
+        hand = Control.read(row or wire.ask(connection, *self._watch))
         pause = hand.pause if self._lasts(connection, hand.pause) else None
         arguments = self._arguments(
             self._batch_size if pause is None else 0,
             (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate),
         )
         evalsha = ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *arguments)
-        _write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
+        wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
         return _Sent(connection, pause, is_ahead)
 
     def _arguments(
@@ -278,11 +278,11 @@ class Expiry:
 
     def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
         """Return the script's reply or its error, and the control key where it was read ahead."""
-        _read(sent.connection, 2)
-        results = _read(sent.connection)
+        wire.read(sent.connection, 2)
+        results = wire.read(sent.connection)
         if results is None:
             raise WatchError(_MOVED)
-        return results[0], _read(sent.connection, len(self._watch)) if sent.is_ahead else None
+        return results[0], wire.read(sent.connection, len(self._watch)) if sent.is_ahead else None
 
     def _lasts(self, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401  # see _Sent
         return pause is not None and (pause.until is None or self._clock_ms(connection) < pause.until)
@@ -297,7 +297,7 @@ class Expiry:
     def _clock_ms(self, connection: Any) -> float:  # noqa: ANN401  # see _Sent
         if self._now_ms is not None:
             return self._now_ms()
-        seconds, microseconds = _ask(connection, ("TIME",))
+        seconds, microseconds = wire.ask(connection, ("TIME",))
         return int(seconds) * 1000 + int(microseconds) // 1000
 
 
@@ -308,23 +308,6 @@ class _Sent:
     connection: Any  # redis-py names no type that its kinds of connection share
     pause: Pause | None
     is_ahead: bool
-
-
-def _ask(connection: Any, *commands: tuple[object, ...]) -> Any:  # noqa: ANN401  # see _Sent
-    """Send commands in one packet; return the last one's reply."""
-    _write(connection, *commands)
-    return _read(connection, len(commands))
-
-
-def _write(connection: Any, *commands: tuple[object, ...]) -> None:  # noqa: ANN401  # see _Sent
-    connection.send_packed_command(connection.pack_commands(commands))
-
-
-def _read(connection: Any, count: int = 1) -> Any:  # noqa: ANN401  # see _Sent
-    """Read replies; return the last one, raise the first error."""
-    for _ in range(count):
-        reply = connection.read_response()
-    return reply
 
 
 def _batch(reply: Any, pause: Pause | None) -> Batch:  # noqa: ANN401  # what the header of expire.lua says

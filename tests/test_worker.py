@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from expirer import expiry
+from expirer import wire
 from expirer.expiry import Batch, Tick
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
@@ -358,14 +358,14 @@ def test_a_drain_costs_one_packet_a_batch(
     worker = make_worker(batch_size=10)
     worker.tick()  # loads the script
     inventory.overdue("mug", 80)
-    write = expiry._write
+    write = wire.write
     packets: list[list[object]] = []
 
     def count(connection: object, *commands: tuple[object, ...]) -> None:
         packets.append([command[0] for command in commands])
         write(connection, *commands)
 
-    monkeypatch.setattr(expiry, "_write", count)
+    monkeypatch.setattr(wire, "write", count)
 
     assert worker.tick().expired == 80
     look, batch = ["WATCH", "HMGET"], ["MULTI", "EVALSHA", "EXEC"]
@@ -380,7 +380,7 @@ def test_a_batch_is_told_of_though_the_next_cannot_be_sent(
     worker = make_worker(batch_size=10)
     worker.tick()  # loads the script
     inventory.overdue("mug", 30)
-    write = expiry._write
+    write = wire.write
     left = iter(range(3))
 
     def break_down(connection: object, *commands: tuple[object, ...]) -> None:
@@ -388,10 +388,10 @@ def test_a_batch_is_told_of_though_the_next_cannot_be_sent(
             raise redis.ConnectionError("cut")
         write(connection, *commands)
 
-    monkeypatch.setattr(expiry, "_write", break_down)
+    monkeypatch.setattr(wire, "write", break_down)
 
     assert worker.tick() == Tick(expired=10, units=10, overdue=20, errors=1)
     assert len(log.of("reservation_expired")) == 10
-    monkeypatch.setattr(expiry, "_write", write)
+    monkeypatch.setattr(wire, "write", write)
     assert worker.tick().expired == 20
     inventory.assert_conserved({"mug": 30})
