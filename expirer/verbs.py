@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from expirer import sidecar
-from expirer.settings import load
+from expirer.settings import ConfigurationError, load
 from expirer.times import LONGEST, parse_duration
 
 # What the sidecar does not need is imported where it is used.
@@ -111,6 +111,17 @@ def _quarantine_drop(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import quarantine  # noqa: PLC0415
 
     return quarantine.drop(load(flags), options["reservation_ids"], is_sure=options["yes"])
+
+
+def _audit(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate import audit  # noqa: PLC0415
+
+    settings, product_id = load(flags), options["product"]
+    if not options["repair"]:
+        return audit.audit(settings, product_id, as_json=options["json"])
+    if options["json"]:
+        raise ConfigurationError(["--json goes with audit alone; a repair writes what it does into the log"])
+    return audit.repair(settings, product_id, is_sure=options["yes"])
 
 
 def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
@@ -286,6 +297,18 @@ VERBS = {
         "expirer quarantine drop --yes order-1:mug",
         {
             "reservation_ids": {"nargs": "+", "metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
+            "--yes": _YES,
+        },
+    ),
+    "audit": Verb(
+        _audit,
+        "compare every reservation, index entry and counter, and mend them with --repair",
+        "Walks the whole database in small slices, safe beside live traffic. Exits 1 when something is wrong.",
+        "expirer audit --repair",
+        {
+            "--product": _PRODUCT,
+            "--json": _JSON,
+            "--repair": {"action": "store_true", "help": "show what would mend it, ask, and mend what can be known"},
             "--yes": _YES,
         },
     ),

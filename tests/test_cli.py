@@ -35,7 +35,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 VERBS = (
-    "the first argument is one of run, once, check, status, top, pending, show, tail, pause, resume, quarantine, demo"
+    "the first argument is one of run, once, check, status, top, pending, show, tail, pause, resume, quarantine, audit, demo"
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from expirer import scripts
 
-NAMES = ["confirm", "expire", "extend", "release", "requeue", "reserve", "settle"]
+NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "settle"]
 
 
 @pytest.mark.parametrize("name", NAMES)
