@@ -207,6 +207,7 @@ def _clean_up(client: Redis, keys: ShardKeys, shop: Shop) -> None:
         keys.quarantine,
         keys.stats,
         keys.workers,
+        keys.about,
         *(keys.stock_prefix + product_id for product_id in STOCKED),
         *(keys.reservation_prefix + reservation_id for reservation_id in shop.reservation_ids),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError, WatchError
 
+import expirer
 from expirer import control, scripts, wire
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
@@ -145,8 +146,9 @@ class Expiry:
             ("WATCH", keys.control),
             ("HMGET", keys.control, *control.FIELDS),
         )
-        self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers)
+        self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers, keys.about)
         self._grace_ms = to_ms(settings.grace)
+        self._about = f"version={expirer.__version__}"
         self._layout = (
             -1 if settings.retention is None else to_ms(settings.retention),
             settings.events_maxlen,
@@ -164,8 +166,8 @@ class Expiry:
             settings.status_active,
             settings.status_expired,
             keys.ticks,
-            *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
+        self._ended = tuple(word.encode().lower() for word in settings.status_ended)  # as Lua does: ASCII letters only
         self._brake_above = settings.brake_above
         self._max_rate = settings.max_rate
         self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
@@ -240,6 +242,9 @@ class Expiry:
             reply, row = self._receive(sent)
         if isinstance(reply, Exception):
             raise reply
+        if self._now_ms is None:
+            skew_ms = float(reply[0]) - worker_clock()
+            self._about = f"version={expirer.__version__} skew_ms={skew_ms:.0f}"
         overdue, held = int(reply[2]), reply[7]
         if held != b"clock":
             self._believed = float(reply[0]), time.clock_gettime(_ELAPSED)
@@ -274,7 +279,7 @@ class Expiry:
         self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, dry_run: bool = False
     ) -> tuple[Any, ...]:
         now_ms = "" if self._now_ms is None else self._now_ms()
-        return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout)
+        return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout, self._about, *self._ended)
 
     def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
         """Return the script's reply or its error, and the control key where it was read ahead."""

@@ -19,6 +19,7 @@ class ShardKeys:
     control: str
     stats: str
     workers: str
+    about: str
     operations: str
     wake: str
     ticks: str
@@ -36,6 +37,7 @@ class ShardKeys:
             control=f"{tag}:control",
             stats=f"{tag}:stats",
             workers=f"{tag}:workers",
+            about=f"{tag}:about",
             operations=f"{tag}:operations",
             wake=f"{tag}:wake",
             ticks=f"{tag}:ticks",

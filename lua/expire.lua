@@ -11,6 +11,7 @@
 --   KEYS[4]  stats       HASH    running totals; one that is damaged or would pass 2^53 starts anew;
 --                                rate_until: Unix ms up to which the rate is used up
 --   KEYS[5]  workers     ZSET    worker id -> time of its last tick, Unix ms
+--   KEYS[6]  about       HASH    worker id -> what it says of itself
 -- Reservation and stock keys are named from a prefix; they must share the hash tag of KEYS[1].
 --
 -- ARGV
@@ -38,7 +39,8 @@
 --   ARGV[22]  active              status word
 --   ARGV[23]  expired             status word
 --   ARGV[24]  ticks               channel that tells the other workers of this tick
---   ARGV[25]  ended               and all after it: the other status words of the inventory, lower case
+--   ARGV[25]  about               what the worker says of itself
+--   ARGV[26]  ended               and all after it: the other status words of the inventory, lower case
 --
 -- Returns  every number as a decimal string
 --   [1]  now, Unix ms with three decimals
@@ -50,7 +52,7 @@
 --   [7]  quarantined  id, reason, ...
 --   [8]  why less than the batch was taken: clock, brake, rate; else empty
 
-local index, events, quarantine, stats, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local index, events, quarantine, stats, workers, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local batch, grace_ms, now_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local latest_ms, brake, resumed_ms, rate = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local is_dry_run = ARGV[8] == '1'
@@ -61,7 +63,7 @@ local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[15], ARGV[16], A
 local AVAILABLE, RESERVED = ARGV[20], ARGV[21]
 local ACTIVE, EXPIRED, ticks = ARGV[22], ARGV[23], ARGV[24]
 local is_ended = {}
-for _, word in ipairs({unpack(ARGV, 25)}) do is_ended[word] = true end
+for _, word in ipairs({unpack(ARGV, 26)}) do is_ended[word] = true end
 
 local call, pcall = redis.call, redis.pcall
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
@@ -120,7 +122,7 @@ local function check_right(key)
 end
 
 for key, kind in pairs({
-  [index] = 'zset', [events] = 'stream', [quarantine] = 'hash', [stats] = 'hash', [workers] = 'zset',
+  [index] = 'zset', [events] = 'stream', [quarantine] = 'hash', [stats] = 'hash', [workers] = 'zset', [about] = 'hash',
 }) do
   local found = type_of(key)
   if found ~= kind and found ~= 'none' then
@@ -296,8 +298,15 @@ end
 -- use of a command, so each is first used where a refusal leaves every unit in place, some of them
 -- only for that: on an empty range, with the values that are there already.
 call('ZADD', workers, now, worker)
-call('ZREMRANGEBYSCORE', workers, '-inf', '(' .. text(math.floor(now_ms) - WORKER_FORGOTTEN_MS))
+call('HSET', about, worker, ARGV[25])
 call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
+call('PEXPIRE', about, WORKER_FORGOTTEN_MS)
+local long_ago = '(' .. text(math.floor(now_ms) - WORKER_FORGOTTEN_MS)
+local forgotten = call('ZRANGEBYSCORE', workers, '-inf', long_ago, 'LIMIT', 0, 1000)
+if #forgotten > 0 then
+  call('ZREMRANGEBYRANK', workers, 0, #forgotten - 1)
+  call('HDEL', about, unpack(forgotten))
+end
 local has_company = call('ZCARD', workers) > 1
 
 if #due > 0 then

@@ -429,7 +429,7 @@ def test_an_idle_tick_writes_only_its_heartbeat(inventory: Inventory, worker: Wo
     worker.tick()
 
     workers = inventory.keys.workers.encode()
-    assert {workers} == set(inventory.client.keys()) - keys
+    assert {workers, inventory.keys.about.encode()} == set(inventory.client.keys()) - keys
     assert [(worker.id.encode(), NOW)] == inventory.client.zrange(workers, 0, -1, withscores=True)
 
 
@@ -444,16 +444,18 @@ def test_a_heartbeat_lasts_a_day(inventory: Inventory, worker: Worker) -> None:
 
 
 def test_forgotten_workers_are_removed(inventory: Inventory, worker: Worker) -> None:
-    """A worker that has not ticked for a day leaves the list of workers."""
+    """A worker that has not ticked for a day leaves the list of workers, and what it said of itself goes too."""
     day = 24 * 60 * 60 * 1000
+    inventory.client.hset(inventory.keys.about, mapping={"old": "version=0", "recent": "version=0"})
     inventory.client.zadd(inventory.keys.workers, {"old": NOW - day - 1, "recent": NOW - day})
 
     worker.tick()
 
     assert {b"recent", worker.id.encode()} == set(inventory.client.zrange(inventory.keys.workers, 0, -1))
+    assert {b"recent", worker.id.encode()} == set(inventory.client.hkeys(inventory.keys.about))
 
 
-@pytest.mark.parametrize("name", ["index", "events", "quarantine", "stats", "workers", "control"])
+@pytest.mark.parametrize("name", ["index", "events", "quarantine", "stats", "workers", "about", "control"])
 def test_a_key_of_another_type_stops_the_batch(inventory: Inventory, worker: Worker, log: Log, name: str) -> None:
     """Where a key of the contract holds another type nothing changes, and the error names the key."""
     inventory.stock("mug", 9, 1)

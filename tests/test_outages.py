@@ -297,7 +297,7 @@ COMMANDS = sorted(
     set(re.findall(r"\b(?:redis\.p)?call\('(\w+)'", scripts.load("expire").text)) - {"PUBLISH"}
 )  # without PUBLISH it does its work, and nobody hears
 
-KEYS = ["index", "events", "quarantine", "stats", "workers", "reservation_prefix", "stock_prefix"]
+KEYS = ["index", "events", "quarantine", "stats", "workers", "about", "reservation_prefix", "stock_prefix"]
 
 OVERDUE = 1_700_000_000_000
 LATER = 4_000_000_000_000

@@ -296,6 +296,8 @@ def test_the_contracts_names() -> None:
         control="{inventory}:control",
         stats="{inventory}:stats",
         workers="{inventory}:workers",
+        about="{inventory}:about",
+        operations="{inventory}:operations",
         wake="{inventory}:wake",
         ticks="{inventory}:ticks",
         reservation_prefix="{inventory}:reservation:",

@@ -8,9 +8,12 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from expirer import cli
+from expirer import __version__, cli
 from expirer.keys import ShardKeys
+from expirer.settings import Settings
 from expirer.times import worker_clock
+from expirer.worker import Worker
+from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.servers import RedisServer
 
@@ -55,9 +58,26 @@ def test_it_says_what_is_there(shop: Inventory, look: Operate) -> None:
     assert (shard["active"], shard["overdue"], shard["overdue_units"], shard["quarantined"]) == (3, 2, 5, 1)
     assert 8000 <= shard["oldest_overdue_ms"] < 60_000
     assert shard["next_expires_at"] == max(shop.index().values())
-    assert list(shard["workers"]) == ["shop-1:7:ab", "old\\x1b[2J:7:cd"]
+    assert [worker["id"] for worker in shard["workers"]] == ["shop-1:7:ab", "old\\x1b[2J:7:cd"]
     assert shard["totals"] == {"expired": 12, "units": 30}
     assert shard["paused"] is None
+    shop.assert_conserved({"mug": 6})
+
+
+def test_workers_tell_their_version_and_their_clock(shop: Inventory, look: Operate, shared_server: RedisServer) -> None:
+    """Each worker stands there with its version, and with how far its clock is from the server's."""
+    with shared_server.client() as client:
+        worker = Worker(client, Settings(), Log().logger())
+        worker.tick()
+        worker.tick()
+
+    told = json.loads(look("--json")[1])["shards"][0]["workers"]
+
+    assert {worker.id: __version__, "shop-1:7:ab": None} == {row["id"]: row["version"] for row in told[:2]}
+    assert abs(next(row["skew_ms"] for row in told if row["id"] == worker.id)) < 1000
+    out = look()[1]
+    assert f"  worker       {worker.id}, version {__version__}, last tick 20" in out
+    assert " ms behind\n" in out or " ms ahead\n" in out
     shop.assert_conserved({"mug": 6})
 
 

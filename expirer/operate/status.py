@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -40,8 +41,8 @@ class ShardStatus:
     next_expires_at: int | None
     quarantined: int
     paused: Pause | None
-    workers: dict[str, int]
-    """Worker id -> its last tick."""
+    workers: list[dict[str, Any]]
+    """The last to tick first: `id`, `last_tick`, `version`, and `skew_ms`: how far the server is ahead of it."""
     totals: dict[str, int]
     problems: list[str]
 
@@ -76,11 +77,13 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
     pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
     if pause is not None and pause.until is not None and pause.until <= now:
         pause = None
-    rows: Any = client.zrange(keys.workers, 0, -1, withscores=True)
-    workers = {shown(readable(id_)): int(last) for id_, last in reversed(rows)}
+    workers = _workers(client, keys)
     totals: Any = client.hgetall(keys.stats)
     problems = []
-    if now - max(workers.values(), default=0) > to_ms(settings.interval) + _LATE_TICK_S * 1000:
+    if (
+        now - max((worker["last_tick"] for worker in workers), default=0)
+        > to_ms(settings.interval) + _LATE_TICK_S * 1000
+    ):
         problems.append("no live worker")
     if pause is not None and pause.is_brake:
         problems.append("the brake holds")
@@ -99,6 +102,24 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
         totals={name.decode(): int(value) for name, value in totals.items() if value.isdigit()},
         problems=problems,
     )
+
+
+def _workers(client: Redis, keys: ShardKeys) -> list[dict[str, Any]]:
+    ticks: Any = client.zrange(keys.workers, 0, -1, withscores=True)
+    about: Any = client.hgetall(keys.about)
+    workers = []
+    for id_, last in reversed(ticks):
+        said = dict(re.findall(r"(\w+)=(\S+)", readable(about.get(id_, b""))))
+        skew_ms = said.get("skew_ms", "")
+        workers.append(
+            {
+                "id": shown(readable(id_)),
+                "last_tick": int(last),
+                "version": shown(said["version"]) if "version" in said else None,
+                "skew_ms": int(skew_ms) if re.fullmatch(r"-?\d{1,15}", skew_ms) else None,
+            }
+        )
+    return workers
 
 
 def _units(client: Redis, settings: Settings, keys: ShardKeys, count: int) -> int:
@@ -128,7 +149,7 @@ def _lines(shards: list[ShardStatus], skew_ms: int) -> list[str]:
             f"  paused       {'no' if shard.paused is None else shown_pause(shard.paused)}",
             f"  totals       {', '.join(f'{name} {total:,}' for name, total in shard.totals.items()) or 'none'}",
         ]
-        lines += [f"  worker       {worker}, last tick {shown_time(tick)}" for worker, tick in shard.workers.items()]
+        lines += [f"  worker       {_shown_worker(worker)}" for worker in shard.workers]
     if len(shards) > 1:
         overdue, units = sum(shard.overdue for shard in shards), sum(shard.overdue_units for shard in shards)
         oldest = max(shard.oldest_overdue_ms for shard in shards)
@@ -138,3 +159,9 @@ def _lines(shards: list[ShardStatus], skew_ms: int) -> list[str]:
         )
     lines.append(f"clock: the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine")
     return lines
+
+
+def _shown_worker(worker: dict[str, Any]) -> str:
+    skew_ms = worker["skew_ms"]
+    clock = "" if skew_ms is None else f", its clock {abs(skew_ms):,} ms {'behind' if skew_ms >= 0 else 'ahead'}"
+    return f"{worker['id']}, version {worker['version'] or '?'}, last tick {shown_time(worker['last_tick'])}{clock}"
