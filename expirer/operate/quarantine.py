@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any, TextIO
 
 from redis import Redis
@@ -183,13 +182,13 @@ class _Desk:
                 settings.unit_ms,
             ],
         )
-        tell = partial(self._log.warning, reservation_id=readable(id_), product_id=readable(product))
+        log = self._log.bind(reservation_id=readable(id_), product_id=readable(product))
         if code == "released":
             counters = {"available": available, "reserved": reserved}
             known = {name: int(value) for name, value in counters.items() if value}
-            tell("reservation_released", quantity=quantity, **known, by=self._by)
+            log.warning("reservation_released", quantity=quantity, **known, by=self._by)
         elif code == "dropped":
-            tell("reservation_dropped", by=self._by)
+            log.warning("reservation_dropped", by=self._by)
         else:
             return self._refuse(id_, _REFUSALS.get(code, code).format(status=shown(status)))
         self.done[code] += 1
