@@ -149,6 +149,7 @@ class Expiry:
         self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers, keys.about)
         self._grace_ms = to_ms(settings.grace)
         self._about = f"version={expirer.__version__}"
+        self._is_skew_known = False
         self._layout = (
             -1 if settings.retention is None else to_ms(settings.retention),
             settings.events_maxlen,
@@ -242,9 +243,7 @@ class Expiry:
             reply, row = self._receive(sent)
         if isinstance(reply, Exception):
             raise reply
-        if self._now_ms is None:
-            skew_ms = float(reply[0]) - worker_clock()
-            self._about = f"version={expirer.__version__} skew_ms={skew_ms:.0f}"
+        self._note_skew(float(reply[0]))
         overdue, held = int(reply[2]), reply[7]
         if held != b"clock":
             self._believed = float(reply[0]), time.clock_gettime(_ELAPSED)
@@ -267,6 +266,8 @@ class Expiry:
         """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
         hand = Control.read(row or wire.ask(connection, *self._watch))
         pause = hand.pause if self._lasts(connection, hand.pause) else None
+        if self._now_ms is None and not self._is_skew_known:
+            self._note_skew(self._clock_ms(connection))
         arguments = self._arguments(
             self._batch_size if pause is None else 0,
             (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate),
@@ -298,6 +299,11 @@ class Expiry:
             return ""
         now_ms, at_s = self._believed
         return now_ms + 1000 * (time.clock_gettime(_ELAPSED) - at_s) + self._max_jump_ms
+
+    def _note_skew(self, server_ms: float) -> None:
+        if self._now_ms is None:
+            self._about = f"version={expirer.__version__} skew_ms={round(server_ms - worker_clock())}"
+            self._is_skew_known = True
 
     def _clock_ms(self, connection: Any) -> float:  # noqa: ANN401  # see _Sent
         if self._now_ms is not None:

@@ -39,6 +39,7 @@ def normal(text: str) -> str:
     text = re.sub(r"version \d[\w.]*", "version <version>", text)
     text = re.sub(r"-?\d+ ms (ahead|behind)( of)?", "<n> ms off", text)
     text = re.sub(r"[\d,]+\.\d+ s\b", "<n> s", text)
+    text = re.sub(r'"message": "[^"]*"', '"message": "<message>"', text)
     text = re.sub(r'"?(unix|redis)://[^"\s]*', "<url>", text)
     return re.sub(r'"(lateness_ms|elapsed_ms|down_ms|retry_in_ms|failures)": \d+', r'"\1": <n>', text)
 

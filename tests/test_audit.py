@@ -25,7 +25,7 @@ from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED
 from tests.traffic import PRODUCTS, STOCKED, Traffic
 
 FUTURE = 4_102_444_800_000
-FINE = "0 found; looked at "
+FINE = "0 found (Active reservations: "
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_shop_in_order_has_no_findings(shop: Inventory, operate: Operate) -> N
     code, out, err = operate("audit")
 
     assert (code, err) == (0, "")
-    assert out.startswith(f"{FINE}2 Active reservations and 1 products in ")
+    assert out.startswith(f"{FINE}2, products: 1, ")
     shop.assert_conserved({"mug": 10})
 
 

@@ -112,8 +112,8 @@ class _Audit:
             return
         sys.stdout.writelines(f"remark: {remark}\n" for remark in self._remarks)
         sys.stdout.write(
-            f"{findings:,} found; looked at {self._survey.reservations:,} Active reservations"
-            f" and {self._products:,} products in {seconds:,.1f} s\n"
+            f"{findings:,} found (Active reservations: {self._survey.reservations:,},"
+            f" products: {self._products:,}, {seconds:,.1f} s)\n"
         )
 
     def _suspect(self) -> list[tuple[int, bytes]]:

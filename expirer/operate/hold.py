@@ -52,6 +52,7 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
                 braked += overdue
             sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
         if braked and not is_sure and not confirms(f"Let {braked:,} overdue reservations expire?", answers):
+            sys.stdout.flush()
             sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")
             return 1
         for number, keys in shards:
