@@ -32,6 +32,7 @@ def commands(block: str) -> list[tuple[str, str]]:
 def normal(text: str) -> str:
     """Return the text with times, durations, versions and machine names made equal."""
     text = re.sub(r"\b1\d{12}\b", "<ms>", text)
+    text = re.sub(r"\(integer\) \d{6,}", "(integer) <n>", text)
     text = re.sub(r'"time": "[^"]*"', '"time": "<time>"', text)
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} UTC", "<moment>", text)
     text = re.sub(r"[^\" ,]*:\d+:[0-9a-f]{4}\b", "<worker>", text)
