@@ -268,13 +268,14 @@ class Expiry:
         pause = hand.pause if self._lasts(connection, hand.pause) else None
         if self._now_ms is None and not self._is_skew_known:
             self._note_skew(self._clock_ms(connection))
-        arguments = self._arguments(
-            self._batch_size if pause is None else 0,
-            (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate),
-        )
-        evalsha = ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *arguments)
+        limits = (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate)
+        evalsha = self.command(self._batch_size if pause is None else 0, limits)
         wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
         return _Sent(connection, pause, is_ahead)
+
+    def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
+        """Return the call of the script; `limits`: latest_ms, brake, resumed_ms and rate, as its header has them."""
+        return ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *self._arguments(batch_size, limits))
 
     def _arguments(
         self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, dry_run: bool = False

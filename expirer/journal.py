@@ -14,6 +14,7 @@ import expirer
 from expirer.connect import location, redact
 from expirer.control import BRAKE, Pause
 from expirer.expiry import Batch, Tick
+from expirer.host import remarks
 from expirer.keys import ShardKeys
 from expirer.settings import LAYOUT, Settings
 from expirer.times import LONGEST, to_ms
@@ -33,13 +34,12 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
     )
 
 
-def warn_of_eviction(log: FilteringBoundLogger, client: Redis) -> None:
-    """Warn of a policy that evicts Active reservations: they have no TTL, so only the allkeys policies do."""
+def warn_of_host(log: FilteringBoundLogger, client: Redis) -> None:
+    """Warn of what makes a server unfit, as far as one INFO tells."""
     with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
-        memory = cast("dict[str, object]", client.info("memory"))
-        policy = str(memory.get("maxmemory_policy", ""))
-        if policy.startswith("allkeys"):
-            log.warning("eviction_risk", policy=policy, advice="set maxmemory-policy to noeviction or volatile-ttl")
+        for remark in remarks(cast("dict[str, object]", client.info())):
+            if remark.level != "ok":
+                log.warning("host_risk", what=remark.what, finding=remark.finding, advice=remark.way_out)
 
 
 def log_stop(log: FilteringBoundLogger, done: Tick) -> None:

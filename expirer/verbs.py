@@ -125,10 +125,10 @@ def _audit(flags: dict[str, str], options: dict[str, Any]) -> int:
 
 
 def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import check  # noqa: PLC0415
+    from expirer.operate import canary, check  # noqa: PLC0415
 
-    settings = load(flags)
-    return check.canary(settings) if options["canary"] else check.check(settings)
+    verb = canary.canary if options["canary"] else check.check
+    return verb(load(flags), as_json=options["json"])
 
 
 def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
@@ -176,7 +176,8 @@ VERBS = {
             "--canary": {
                 "action": "store_true",
                 "help": "make a hold of its own, and wait for a live worker to expire it",
-            }
+            },
+            "--json": _JSON,
         },
     ),
     "status": Verb(

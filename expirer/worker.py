@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from expirer.control import Pause
 from expirer.expiry import Batch, Expiry, Tick
-from expirer.journal import ShardJournal, log_start, log_stop, warn_of_eviction
+from expirer.journal import ShardJournal, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys
 from expirer.settings import Settings
 from expirer.times import to_ms
@@ -132,7 +132,7 @@ class Worker:
 
     def _tell_start(self) -> None:
         log_start(self._log, self._settings, self._keys[0])
-        warn_of_eviction(self._log, self._client)
+        warn_of_host(self._log, self._client)
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""

@@ -90,7 +90,7 @@ Operate = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
-    monkeypatch.setattr("expirer.operate.common.connect", lambda _: client)
+    monkeypatch.setattr("expirer.operate.server.connect", lambda _: client)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

@@ -21,7 +21,7 @@ from tests.conftest import Log, Operate
 from tests.inventory import Inventory
 from tests.program import wait_until
 from tests.servers import RedisServer
-from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED
+from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags
 from tests.traffic import PRODUCTS, STOCKED, Traffic
 
 FUTURE = 4_102_444_800_000
@@ -231,11 +231,6 @@ def test_shards_are_all_audited(client: redis.Redis, operate: Operate) -> None:
     assert operate("audit", "--shards", "4", "--repair", "--yes")[0] == 0
     assert kinds(operate, "--shards", "4") == []
     shops[number].assert_conserved({"mug": 10})
-
-
-def flags(layout: dict[str, str]) -> list[str]:
-    """Return a layout as flags of the command line."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in layout.items()]
 
 
 def test_a_layout_of_words_of_its_own(client: redis.Redis, operate: Operate) -> None:

@@ -13,7 +13,7 @@ import redis
 from expirer import cli
 from expirer.keys import ShardKeys
 from expirer.operate import hold
-from expirer.operate.common import shown_time, who
+from expirer.operate.terminal import shown_time, who
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
@@ -274,7 +274,7 @@ def test_a_pause_needs_a_duration(text: str, capsys: pytest.CaptureFixture[str])
 
 def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's user without a name is named by its number."""
-    monkeypatch.setattr("expirer.operate.common.getpass.getuser", _nobody)
+    monkeypatch.setattr("expirer.operate.terminal.getpass.getuser", _nobody)
 
     assert who().split("@")[0].isdigit()
 

@@ -54,6 +54,11 @@ OWN_WORDS = {
 }
 
 
+def flags(layout: dict[str, str]) -> list[str]:
+    """Return a layout as flags of the command line."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in layout.items()]
+
+
 def seed_plain_counters(client: redis.Redis) -> None:
     """Seed string counters, holds without status, an index in seconds."""
     client.set("stock:mug", 7)

@@ -15,7 +15,7 @@ from expirer.worker import Worker
 from tests.conftest import Operate
 from tests.inventory import NOW, Inventory
 from tests.servers import RedisServer
-from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, seed_plain_counters
+from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags, seed_plain_counters
 
 MakeWorker = Callable[..., Worker]
 PAST = NOW - 1000
@@ -36,11 +36,6 @@ def operations(shop: Inventory) -> list[dict[str, str]]:
     """Return what was done by hand, as the stream tells it."""
     entries: Any = shop.client.xrange(shop.keys.operations)
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
-
-
-def flags(layout: dict[str, str]) -> list[str]:
-    """Return a layout as flags of the command line."""
-    return [word for name, value in layout.items() for word in (f"--{name.replace('_', '-')}={value}",)]
 
 
 def test_the_list_counts_each_reason(poisoned: Inventory, operate: Operate) -> None:
@@ -160,7 +155,9 @@ def test_release_twice_frees_once(poisoned: Inventory, operate: Operate) -> None
         ({"title": "Mug"}, "1", "stock_missing: there is no such product"),
     ],
 )
-def test_release_never_guesses(poisoned: Inventory, operate: Operate, stock: Any, quantity: str, why: str) -> None:
+def test_release_never_guesses(
+    poisoned: Inventory, operate: Operate, stock: dict[str, Any], quantity: str, why: str
+) -> None:
     """Where the counters cannot take it, release is refused with the reason, and nothing is written."""
     key = poisoned.keys.stock_prefix + "mug"
     poisoned.client.delete(key)

@@ -299,8 +299,8 @@ def test_the_layout_in_use_is_named(make_worker: MakeWorker, log: Log, monkeypat
     ) == ("holds", "qty", "{inventory}:stock:")
 
 
-def test_an_evicting_policy_is_warned_of(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that may evict Active reservations is warned of at the start."""
+def test_an_unfit_server_is_warned_of(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes the server unfit, such as a policy that may evict Active reservations, is warned of at the start."""
     worker = Worker(server_client, Settings(), log.logger())
     FakeTime(worker, monkeypatch, waits=1)
     server_client.config_set("maxmemory-policy", "allkeys-lru")
@@ -310,7 +310,9 @@ def test_an_evicting_policy_is_warned_of(server_client: redis.Redis, log: Log, m
     finally:
         server_client.config_set("maxmemory-policy", "noeviction")
 
-    assert [entry["policy"] for entry in log.of("eviction_risk")] == ["allkeys-lru"]
+    [risk] = log.of("host_risk")
+    assert (risk["what"], risk["finding"]) == ("eviction", "allkeys-lru")
+    assert "noeviction" in risk["advice"]
 
 
 def test_a_stop_before_the_start_is_kept(worker: Worker, log: Log) -> None:

@@ -16,9 +16,10 @@ from redis.exceptions import WatchError
 from tqdm import tqdm
 
 from expirer.logs import build_logger
-from expirer.operate.common import confirms, redis_or_say, server_now, shown, who
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
+from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.survey import Survey, integer
+from expirer.operate.terminal import confirms, shown, who
 from expirer.settings import Settings
 from expirer.texts import readable
 

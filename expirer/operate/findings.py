@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from expirer.operate.common import shown, shown_time
 from expirer.operate.survey import Row
+from expirer.operate.terminal import shown, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
 from expirer.times import to_ms

@@ -11,16 +11,8 @@ from expirer import control
 from expirer.control import Control
 from expirer.expiry import Batch, Expiry
 from expirer.keys import ShardKeys, shard_keys
-from expirer.operate.common import (
-    confirms,
-    count_overdue,
-    redis_or_say,
-    server_now,
-    shown,
-    shown_pause,
-    shown_time,
-    who,
-)
+from expirer.operate.server import count_overdue, redis_or_say, server_now
+from expirer.operate.terminal import confirms, shown, shown_pause, shown_time, who
 from expirer.settings import ConfigurationError, Settings
 from expirer.times import to_ms
 

@@ -11,8 +11,9 @@ from typing import Any
 from redis import Redis
 
 from expirer.keys import ShardKeys, shard_keys, shard_of
-from expirer.operate.common import redis_or_say, server_now, shown, shown_time
 from expirer.operate.reasons import ADVICE, parsed
+from expirer.operate.server import redis_or_say, server_now
+from expirer.operate.terminal import shown, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
 from expirer.times import to_ms

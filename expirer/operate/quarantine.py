@@ -14,9 +14,10 @@ from structlog.typing import FilteringBoundLogger
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_keys
 from expirer.logs import build_logger
-from expirer.operate.common import confirms, redis_or_say, shown, shown_time, who
 from expirer.operate.look import show as show_reservation
 from expirer.operate.reasons import parsed
+from expirer.operate.server import redis_or_say
+from expirer.operate.terminal import confirms, shown, shown_time, who
 from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
 from expirer.times import to_ms, worker_clock

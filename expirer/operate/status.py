@@ -15,13 +15,12 @@ from redis import Redis
 from expirer import control
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys, shard_keys
-from expirer.operate.common import count_overdue, redis_or_say, server_now, shown, shown_pause, shown_time
+from expirer.operate.server import count_overdue, is_live, redis_or_say, server_now
+from expirer.operate.terminal import shown, shown_pause, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
 from expirer.times import to_ms
 
-_LATE_TICK_S = 5.0
-"""A worker whose last tick is older than the interval by this much is not there."""
 _COUNTED = 10_000
 """Units of so many overdue reservations are summed, the oldest; more would be a scan."""
 _SLICE = 100
@@ -80,10 +79,7 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
     workers = _workers(client, keys)
     totals: Any = client.hgetall(keys.stats)
     problems = []
-    if (
-        now - max((worker["last_tick"] for worker in workers), default=0)
-        > to_ms(settings.interval) + _LATE_TICK_S * 1000
-    ):
+    if not any(is_live(settings, worker["last_tick"], now) for worker in workers):
         problems.append("no live worker")
     if pause is not None and pause.is_brake:
         problems.append("the brake holds")

@@ -17,7 +17,8 @@ from redis.exceptions import TimeoutError as TooLate
 
 from expirer.connect import location, redact
 from expirer.keys import shard_keys
-from expirer.operate.common import redis_or_say, server_now, shown, shown_time
+from expirer.operate.server import redis_or_say, server_now
+from expirer.operate.terminal import shown, shown_time
 from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
 from expirer.times import parse_duration, to_ms

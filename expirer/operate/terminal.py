@@ -1,4 +1,4 @@
-"""What the verbs of the operator share: the client, the server's time, and how a terminal shows things."""
+"""What a person at the terminal is asked and shown."""
 
 from __future__ import annotations
 
@@ -6,45 +6,10 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
-from redis import Redis
-from redis.exceptions import RedisError
-
-from expirer.connect import connect, location, redact
 from expirer.control import Pause
-from expirer.keys import ShardKeys
-from expirer.settings import Settings
-from expirer.times import to_ms, worker_clock
-
-
-@contextmanager
-def redis_or_say(settings: Settings) -> Iterator[Redis]:
-    """Give a client; an error of Redis is one line on standard error, and the block ends."""
-    with connect(settings) as client:
-        try:
-            yield client
-        except (RedisError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
-
-
-def server_now(client: Redis, settings: Settings) -> int:
-    """Return the time that decides what is due, Unix ms."""
-    if settings.clock == "worker":
-        return int(worker_clock())
-    seconds, microseconds = client.time()
-    return seconds * 1000 + microseconds // 1000
-
-
-def count_overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) -> int:
-    """Count the reservations of a shard that are due at `now`."""
-    cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
-    return client.zcount(keys.index, "-inf", f"({cutoff:.6f}")
 
 
 def who() -> str:

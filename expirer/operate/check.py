@@ -1,0 +1,293 @@
+"""Says before a deployment whether this Redis, these rights and this layout will serve."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple, replace
+from time import perf_counter
+from typing import Any
+
+from redis import Redis
+from redis.crc import key_slot
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+
+from expirer import control, scripts
+from expirer.connect import location, redact
+from expirer.expiry import Expiry
+from expirer.host import Remark, remarks
+from expirer.keys import ShardKeys, shard_keys
+from expirer.operate.scratch import Scratch
+from expirer.operate.server import redis_or_say
+from expirer.operate.terminal import shown
+from expirer.settings import Settings, variable
+from expirer.texts import readable
+from expirer.times import worker_clock
+
+_LARGEST_SKEW_MS = 1000
+_SAMPLE = 100
+_FAR_FUTURE = 8_000_000_000_000_000
+"""Unix ms by which everything is due, and below 2**53."""
+_TYPES = {
+    "index": "zset",
+    "events": "stream",
+    "quarantine": "hash",
+    "control": "hash",
+    "stats": "hash",
+    "workers": "zset",
+    "about": "hash",
+    "operations": "stream",
+}
+_OF_THE_SCRIPT = ("index", "events", "quarantine", "stats", "workers", "about")
+_UNSEEN = ("field_order_id", "field_status", "field_expires_at")
+"""Fields under a wrong name that no outcome tells of: their absence is legal."""
+
+_Step = Callable[[Redis, Settings, Sequence[ShardKeys]], Iterator[Remark]]
+
+
+def check(settings: Settings, *, as_json: bool) -> int:
+    """Print a line on each thing that matters; return 1 where one is a failure."""
+    with redis_or_say(settings) as client:
+        levels: Counter[str] = Counter()
+        for remark in _remarks(client, settings):
+            levels[remark.level] += 1
+            finding = shown(redact(remark.finding, settings))
+            if as_json:
+                line = json.dumps({**asdict(remark), "finding": finding})
+            else:
+                way_out = f"; {shown(remark.way_out)}" if remark.way_out else ""
+                line = f"{remark.level:<9}{remark.what}: {finding}{way_out}"
+            sys.stdout.write(f"{line}\n")
+        return 1 if levels["failure"] else 0
+    return 1
+
+
+def _remarks(client: Redis, settings: Settings) -> Iterator[Remark]:
+    steps: dict[str, _Step] = {
+        "connection": _connection,
+        "server": _server,
+        "clock": _clock,
+        "keys": _keys,
+        "slots": _slots,
+        "rights": _rights,
+        "channels": _channels,
+        "layout": _layout,
+    }
+    shards = shard_keys(settings)
+    for what, step in steps.items():
+        try:
+            yield from step(client, settings, shards)
+        except ResponseError as error:
+            yield Remark("failure", what, _said(error), _way_out(error))
+
+
+def _said(error: ResponseError) -> str:
+    """Return the error, with the command where Redis names but the line of the script."""
+    text = str(error).rpartition("caused error: ")[2]
+    line = re.search(r"user_script:(\d+)", text)
+    if line is None:
+        return text
+    [*_, command] = re.findall(r"call\('(\w+)'", scripts.load("expire").text.splitlines()[int(line[1]) - 1]) or [""]
+    return f"{command}: {text}" if command else text
+
+
+def _way_out(error: ResponseError) -> str:
+    if isinstance(error, ReadOnlyError):
+        return "address the primary: a replica refuses every write"
+    if isinstance(error, OutOfMemoryError):
+        return "raise maxmemory: a full server refuses every expiry"
+    if str(error).startswith("WRONGTYPE"):
+        return "mend what the line on the keys says"
+    return "grant what the README lists under Running it"
+
+
+def _connection(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    client.exists(shards[0].control)
+    began_at = perf_counter()
+    client.exists(shards[0].control)
+    took_ms = 1000 * (perf_counter() - began_at)
+    yield Remark("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
+
+
+def _server(client: Redis, _settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    try:
+        info: Any = client.info()
+    except ResponseError:
+        yield Remark("ok", "server", "it hides INFO, so version, role, memory and persistence were not looked at")
+        return
+    yield from remarks(info)
+    if "aof_enabled" in info:
+        yield _persistence(client, info)
+
+
+def _persistence(client: Redis, info: dict[str, Any]) -> Remark:
+    for status in ("aof_last_write_status", "rdb_last_bgsave_status"):
+        if info.get(status, "ok") != "ok":
+            return Remark("warning", "persistence", f"{status} is {info[status]}", "see the server's log and its disk")
+    if info["aof_enabled"]:
+        return Remark("ok", "persistence", "append-only file")
+    try:
+        saves: Any = client.config_get("save")
+    except ResponseError:
+        return Remark("ok", "persistence", "no append-only file; whether there are snapshots, it hides")
+    if any(saves.values()):
+        return Remark("ok", "persistence", "snapshots: a crash forgets what came after the last one")
+    return Remark("warning", "persistence", "none", "a restart forgets every reservation: set appendonly yes")
+
+
+def _clock(client: Redis, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    before = worker_clock()
+    try:
+        seconds, microseconds = client.time()
+    except ResponseError as error:
+        if settings.clock == "worker":
+            yield Remark("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
+        else:
+            yield Remark("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
+        return
+    skew_ms = round(seconds * 1000 + microseconds / 1000 - (before + worker_clock()) / 2)
+    finding = f"the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine"
+    if abs(skew_ms) <= _LARGEST_SKEW_MS:
+        yield Remark("ok", "clock", finding)
+    elif settings.clock == "worker":
+        yield Remark("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
+    else:
+        yield Remark(
+            "warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong"
+        )
+
+
+def _keys(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    names = [(getattr(keys, name), wanted) for keys in shards for name, wanted in _TYPES.items()]
+    with client.pipeline(transaction=False) as pipe:
+        for name, _ in names:
+            pipe.type(name)
+        types = pipe.execute()
+    wrong = False
+    for (name, wanted), found in zip(names, map(readable, types), strict=True):
+        if found not in (wanted, "none"):
+            wrong = True
+            finding = f"{name} holds a {found} where a {wanted} belongs"
+            way_out = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
+            yield Remark("failure", "keys", finding, way_out)
+    if not wrong:
+        yield Remark("ok", "keys", "each is free, or of its type")
+
+
+def _slots(_client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    most = max(len({key_slot(name.encode()) for name in astuple(keys)}) for keys in shards)
+    if most == 1:
+        yield Remark("ok", "slots", f"the keys of {'a shard' if len(shards) > 1 else 'this layout'} share one")
+    else:
+        yield Remark("ok", "slots", f"the keys of this layout are on {most}, which only a Redis Cluster would mind")
+
+
+def _rights(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
+    client.script_load(scripts.load("expire").text)
+    for number, keys in enumerate(shards):
+        prefix = f"{keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
+        own = replace(keys, **{name: prefix + name for name in _OF_THE_SCRIPT})
+        scratch = Scratch.of("check", settings, number, own)
+        is_plain = _is_plain(client, settings, keys)
+        with client.pipeline() as transaction:
+            pipe: Any = transaction
+            pipe.watch(keys.control)
+            pipe.hmget(keys.control, *control.FIELDS)
+            pipe.multi()
+            pipe.hdel(keys.control, prefix)  # it is not there: this tries the right, and changes nothing
+            scratch.write(pipe, 1, is_plain=is_plain)
+            written = len(pipe.command_stack)
+            pipe.execute_command(*Expiry(client, settings, own, "check").command(1))
+            scratch.remove(pipe)
+            for name in _OF_THE_SCRIPT:
+                pipe.pexpire(getattr(own, name), 0)
+            reply = pipe.execute(raise_on_error=False)[written]
+        if isinstance(reply, ResponseError):
+            raise reply
+        if reply[3][:1] != [scratch.reservation_id.encode()]:
+            finding = f"expire.lua answered {reply!r}"
+            yield Remark("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
+            return
+    yield Remark("ok", "rights", "expire.lua works on keys of its own, which are removed again")
+
+
+def _is_plain(client: Redis, settings: Settings, keys: ShardKeys) -> bool:
+    """Say whether the product that is due next has a plain counter as its stock."""
+    ids: Any = client.zrange(keys.index, 0, 0)
+    for id_ in ids:
+        reservation: Any = keys.reservation_prefix.encode() + id_
+        if client.type(reservation) == b"hash":
+            product_ids: Any = client.hmget(reservation, [settings.field_product_id])
+            stock: Any = keys.stock_prefix.encode() + (product_ids[0] or b"")
+            return client.type(stock) == b"string"
+    return False
+
+
+def _channels(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    names = [name for keys in shards for name in (keys.wake, keys.ticks)]
+    try:
+        with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+            pubsub.subscribe(*names)
+            for _ in names:
+                pubsub.get_message(timeout=1)
+        for name in names:
+            client.publish(name, "1")
+    except ResponseError as error:
+        way_out = "grant PUBLISH, SUBSCRIBE and the channels: without, a sooner reservation waits for the interval"
+        yield Remark("warning", "channels", str(error), way_out)
+        return
+    yield Remark("ok", "channels", "it may publish and subscribe")
+
+
+def _layout(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    """Ask expire.lua, with its writes off, what would become of the next reservations if they were due."""
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    present: set[str] = set()
+    active = looked_at = 0
+    sampled = settings.model_copy(update={"batch_size": _SAMPLE})
+    for keys in shards:
+        batch = Expiry(client, sampled, keys, "check", lambda: float(_FAR_FUTURE)).preview()
+        looked_at += batch.due
+        for id_, reason in batch.quarantined():
+            reasons[reason] += 1
+            examples.setdefault(reason, id_)
+        ids = [reservation.reservation_id for reservation in batch.expired()]
+        active += len(ids)
+        present |= _fields(client, settings, keys, ids)
+    if not looked_at:
+        yield Remark("ok", "layout", "there is no reservation yet to try it on")
+        return
+    if reasons:
+        each = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in reasons.most_common())
+        finding = f"of the next {looked_at:,} reservations {reasons.total():,} would be quarantined: {each}"
+        if reasons.total() == looked_at:
+            way_out = "the names do not fit: look at the prefixes and at EXPIRER_FIELD_…"
+            yield Remark("failure", "layout", finding, way_out)
+        else:
+            yield Remark("warning", "layout", finding, "look at them with expirer show, and run expirer audit")
+    else:
+        yield Remark("ok", "layout", f"the next {looked_at:,} reservations fit it")
+    for name in _UNSEEN:
+        field = getattr(settings, name)
+        if field and active and field not in present:
+            finding = f"none of the next {active:,} Active reservations has a field {field}"
+            way_out = f"fine where your inventory has none; else name it in {variable(name)}"
+            yield Remark("warning", "fields", finding, way_out)
+
+
+def _fields(client: Redis, settings: Settings, keys: ShardKeys, ids: list[str]) -> set[str]:
+    """Return which of the fields are there in at least one of the reservations."""
+    names = [name for name in (getattr(settings, unseen) for unseen in _UNSEEN) if name]
+    if not names:
+        return set()
+    with client.pipeline(transaction=False) as pipe:
+        for id_ in ids:
+            pipe.hmget(keys.reservation_prefix + id_, names)
+        rows = pipe.execute(raise_on_error=False)
+    return {name for row in rows if isinstance(row, list) for name, value in zip(names, row, strict=True) if value}

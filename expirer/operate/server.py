@@ -1,0 +1,49 @@
+"""The server as the verbs of the operator meet it: a client, its time, what is overdue."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from expirer.connect import connect, location, redact
+from expirer.keys import ShardKeys
+from expirer.settings import Settings
+from expirer.times import to_ms, worker_clock
+
+_LATE_TICK_MS = 5000
+"""A worker whose last tick is older than the interval by this much is not there."""
+
+
+@contextmanager
+def redis_or_say(settings: Settings) -> Iterator[Redis]:
+    """Give a client; an error of Redis is one line on standard error, and the block ends."""
+    with connect(settings) as client:
+        try:
+            yield client
+        except (RedisError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+
+
+def server_now(client: Redis, settings: Settings) -> int:
+    """Return the time that decides what is due, Unix ms."""
+    if settings.clock == "worker":
+        return int(worker_clock())
+    seconds, microseconds = client.time()
+    return seconds * 1000 + microseconds // 1000
+
+
+def count_overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) -> int:
+    """Count the reservations of a shard that are due at `now`."""
+    cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
+    return client.zcount(keys.index, "-inf", f"({cutoff:.6f}")
+
+
+def is_live(settings: Settings, last_tick: float, now: int) -> bool:
+    """Say whether a worker is there that ticked last at `last_tick`; both are Unix ms."""
+    return now - last_tick <= to_ms(settings.interval) + _LATE_TICK_MS
