@@ -39,6 +39,8 @@ def normal(text: str) -> str:
     text = re.sub(r"\w[\w.-]*@[\w.-]+", "<somebody>", text)
     text = re.sub(r"version \d[\w.]*", "version <version>", text)
     text = re.sub(r"-?\d+ ms (ahead|behind)( of)?", "<n> ms off", text)
+    text = re.sub(r"\d[\d.]* ms (late|there and back)", r"<n> ms \1", text)
+    text = re.sub(r"(version: )(Redis|Valkey) \d[\w.]*", r"\1<server>", text)
     text = re.sub(r"[\d,]+\.\d+ s\b", "<n> s", text)
     text = re.sub(r'"message": "[^"]*"', '"message": "<message>"', text)
     text = re.sub(r'"?(unix|redis)://[^"\s]*', "<url>", text)

@@ -102,7 +102,7 @@ def _way_out(error: ResponseError) -> str:
         return "raise maxmemory: a full server refuses every expiry"
     if str(error).startswith("WRONGTYPE"):
         return "mend what the line on the keys says"
-    return "grant what the README lists under Running it"
+    return "grant what the README lists under Container, server and rights"
 
 
 def _connection(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
@@ -179,11 +179,10 @@ def _keys(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> It
 
 
 def _slots(_client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    most = max(len({key_slot(name.encode()) for name in astuple(keys)}) for keys in shards)
-    if most == 1:
-        yield Remark("ok", "slots", f"the keys of {'a shard' if len(shards) > 1 else 'this layout'} share one")
+    if all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
+        yield Remark("ok", "slots", "all keys of a shard share one")
     else:
-        yield Remark("ok", "slots", f"the keys of this layout are on {most}, which only a Redis Cluster would mind")
+        yield Remark("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster minds")
 
 
 def _rights(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
