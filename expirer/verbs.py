@@ -146,6 +146,12 @@ def _duration(text: str) -> timedelta:
     raise argparse.ArgumentTypeError("needs a duration such as 90s, 30m or 2h")
 
 
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError("needs a number from 1")
+
+
 _JSON: dict[str, Any] = {"action": "store_true", "help": "JSON, for programs"}
 _PRODUCT: dict[str, Any] = {"metavar": "P", "help": "only of this product"}
 _REASON: dict[str, Any] = {"metavar": "REASON", "help": "only of this reason, such as stock_missing"}
@@ -213,7 +219,7 @@ VERBS = {
                 "metavar": "DURATION",
                 "help": "only what falls due within it, such as 5m",
             },
-            "--limit": {"type": int, "metavar": "N", "default": 20, "help": "at most so many; default 20"},
+            "--limit": {"type": _count, "metavar": "N", "default": 20, "help": "at most so many; default 20"},
             "--json": _JSON,
         },
     ),

@@ -6,6 +6,8 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import redis
@@ -19,6 +21,7 @@ from expirer.worker import Worker
 from tests.clock import FakeTime
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
+from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer
 
 MakeWorker = Callable[..., Worker]
@@ -283,3 +286,38 @@ def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch
 def test_a_time_beyond_the_calendar_is_shown_as_it_is(moment: int) -> None:
     """A time that no calendar has does not stop a verb."""
     assert shown_time(moment) == f"{moment} ms"
+
+
+def looks(client: redis.Redis) -> int:
+    """Return how often the server has run a script."""
+    commands: Any = client.info("commandstats")
+    return int(commands["cmdstat_evalsha"]["calls"])
+
+
+def test_a_pause_holds_four_workers_under_load(
+    server_client: redis.Redis, shared_server: RedisServer, operate: Callable[..., tuple[int, str, str]]
+) -> None:
+    """While four workers drain a backlog `expirer pause` returns, and not one reservation expires afterwards."""
+    backlog = Backlog(server_client)
+    backlog.add(12_000)
+    keys = backlog.shop.keys
+    with ExitStack() as stack:
+        flags = ("--batch-size", "5", "--log-level", "warning")
+        programs = [stack.enter_context(Program(shared_server.url, *flags)) for _ in range(4)]
+        wait_until(lambda: server_client.zcard(keys.workers) == 4)
+
+        code, out, _ = operate("pause", "--reason", "payment outage")
+
+        expired = server_client.xlen(keys.events)
+        assert (code, f"; {12_000 - expired:,} overdue stay Active" in out) == (0, True)
+        assert 0 < expired < 12_000
+        backlog.add(100)
+        ticks = looks(server_client)
+        wait_until(lambda: server_client.publish(keys.wake, "1") and looks(server_client) > ticks + 20)
+        assert expired == server_client.xlen(keys.events)
+        backlog.assert_conserved()
+        assert {1} == {len(program.of("expiry_paused")) for program in programs} - {0}
+
+        assert operate("resume", "--yes")[0] == 0
+        wait_until(lambda: not backlog.left())
+    backlog.assert_expired_once()

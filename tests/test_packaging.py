@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -136,6 +137,35 @@ def test_the_installed_program_expires(installed: Path, own_server: RedisServer,
         assert inventory.status(id_) == "Expired"
         assert inventory.counters("sku") == (10, 0)
         inventory.assert_conserved({"sku": 10})
+
+
+def test_the_installed_program_has_every_verb(installed: Path, own_server: RedisServer, tmp_path: Path) -> None:
+    """Each verb of the installed wheel works with what it brought along, scripts included: text and JSON."""
+    with own_server.client() as client:
+        inventory = Inventory(client)
+        inventory.stock("sku", available=7, reserved=3)
+        inventory.hold("sku", "three", 1_800_000_000_000, "o1:sku")
+        environment = {"EXPIRER_REDIS_URL": own_server.url}
+
+        def works(command: str, code: int = 0) -> str:
+            done = run([installed, *command.split()], cwd=tmp_path, environment=environment)
+            assert (code, "") == (done.returncode, done.stderr), command
+            return done.stdout
+
+        assert '"kind": "quantity_invalid"' in works("audit --json", 1)
+        works("pause --reason outage")
+        assert json.loads(works("status --json", 1))["shards"][0]["paused"]["reason"] == "outage"
+        works("resume")
+        assert "rights: expire.lua works" in works("check", 1)
+        assert json.loads(works("check --json", 1).splitlines()[0])["what"] == "connection"
+        assert json.loads(works("pending --json"))["reservation_id"] == "o1:sku"
+        client.zrem(inventory.keys.index, "o1:sku")
+        client.hset(inventory.keys.quarantine, "o1:sku", "reason=quantity_invalid at=1 score=1800000000000")
+        for verb in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
+            assert json.loads(works(f"{verb} --json"))["shard"] == 0
+            assert "o1:sku" in works(verb)
+        run([installed, "quarantine", "release", "o1:sku", "--quantity", "3"], cwd=tmp_path, environment=environment)
+        assert inventory.counters("sku") == (10, 0)
 
 
 def test_the_image_gets_what_it_copies() -> None:

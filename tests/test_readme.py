@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from expirer import scripts
+from expirer import cli, scripts
 from expirer.connect import connect
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys
@@ -112,7 +112,7 @@ def test_its_reasons_are_all() -> None:
 
 
 def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServer) -> None:
-    """A user with exactly the needed commands connects, expires, reschedules, skips, quarantines and listens."""
+    """A user with exactly the needed commands expires, reschedules, skips, quarantines and listens; a check agrees."""
     section = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
     rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", section)]
     server_client.execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
@@ -133,6 +133,7 @@ def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServ
 
         assert Tick(expired=2, units=2, skipped=1, rescheduled=1, quarantined=1) == tick, log.entries
         client.pubsub().subscribe(shop.keys.wake, shop.keys.ticks)
+        assert cli.main(["check", "--redis-url", settings.redis_url.get_secret_value()]) == 0
     server_client.execute_command("ACL", "DELUSER", "sidecar")  # type: ignore[no-untyped-call]
     assert (8, 2) == shop.counters("mug")
 
