@@ -42,6 +42,7 @@ def normal(text: str) -> str:
     text = re.sub(r"\d[\d.]* ms (late|there and back)", r"<n> ms \1", text)
     text = re.sub(r"(version: )(Redis|Valkey) \d[\w.]*", r"\1<server>", text)
     text = re.sub(r"[\d,]+\.\d+ s\b", "<n> s", text)
+    text = text.replace('"error": "ReadOnlyError"', '"error": "ResponseError"')  # as Redis 6.2 says it of a script
     text = re.sub(r'"message": "[^"]*"', '"message": "<message>"', text)
     text = re.sub(r'"?(unix|redis)://[^"\s]*', "<url>", text)
     return re.sub(r'"(lateness_ms|elapsed_ms|down_ms|retry_in_ms|failures)": \d+', r'"\1": <n>', text)
