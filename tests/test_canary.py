@@ -41,11 +41,11 @@ def traces(client: redis.Redis) -> list[bytes]:
     for key in client.scan_iter():
         kind = client.type(key)
         if kind == b"zset":
-            left += client.zrange(key, 0, -1)  # type: ignore[arg-type]
+            left += client.zrange(key, 0, -1)
         elif kind == b"stream":
             left += [str(event).encode() for event in client.xrange(key)]  # type: ignore[union-attr]
         elif kind == b"hash":
-            left += client.hkeys(key)  # type: ignore[arg-type]
+            left += client.hkeys(key)
     return [name for name in left if b"canary" in name]
 
 

@@ -201,7 +201,7 @@ def test_persistence(shop: Inventory, check: Check) -> None:
 def test_a_replica_is_a_failure(own_server: RedisServer, check: Check) -> None:
     """On a replica nothing could expire: the role and the rights say so, with the way out."""
     with own_server.client() as client:
-        client.replicaof("127.0.0.1", str(free_port()))  # type: ignore[no-untyped-call]
+        client.replicaof("127.0.0.1", str(free_port()))
 
         found = check(url=own_server.url)
 

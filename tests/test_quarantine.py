@@ -156,7 +156,7 @@ def test_release_twice_frees_once(poisoned: Inventory, operate: Operate) -> None
     ],
 )
 def test_release_never_guesses(
-    poisoned: Inventory, operate: Operate, stock: dict[str, Any], quantity: str, why: str
+    poisoned: Inventory, operate: Operate, stock: dict[Any, Any], quantity: str, why: str
 ) -> None:
     """Where the counters cannot take it, release is refused with the reason, and nothing is written."""
     key = poisoned.keys.stock_prefix + "mug"

@@ -52,7 +52,7 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
         here = time.time_ns() // 1_000_000
         skew_ms = server_now(client, settings) - here
         shards = [
-            _look(client, settings, number, keys, to_ms(max_lateness))
+            look_at(client, settings, number, keys, to_ms(max_lateness))
             for number, keys in enumerate(shard_keys(settings))
         ]
         is_healthy = not any(shard.problems for shard in shards)
@@ -65,7 +65,10 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
     return 1
 
 
-def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_lateness_ms: int) -> ShardStatus:
+def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
+    client: Redis, settings: Settings, number: int, keys: ShardKeys, max_lateness_ms: int, counted: int = _COUNTED
+) -> ShardStatus:
+    """Look at one shard; sum the units of so many overdue at most. RedisError where Redis fails."""
     now = server_now(client, settings)
     overdue = count_overdue(client, settings, keys, now)
     oldest: Any = client.zrange(keys.index, 0, 0, withscores=True)
@@ -90,7 +93,7 @@ def _look(client: Redis, settings: Settings, number: int, keys: ShardKeys, max_l
         active=client.zcard(keys.index),
         overdue=overdue,
         oldest_overdue_ms=age,
-        overdue_units=_units(client, settings, keys, min(overdue, _COUNTED)),
+        overdue_units=_units(client, settings, keys, min(overdue, counted)),
         next_expires_at=int(after[0][1] * unit_ms) if after else None,
         quarantined=client.hlen(keys.quarantine),
         paused=pause,

@@ -1,0 +1,378 @@
+"""What `expirer top` shows, on any terminal, and how it leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from expirer import cli
+from expirer.control import Pause
+from expirer.keys import ShardKeys
+from expirer.operate.picture import Camera, Picture, Product
+from expirer.operate.screen import View, _chart, _columns, lines
+from expirer.operate.status import ShardStatus
+from expirer.settings import Settings
+from expirer.times import worker_clock
+from tests.inventory import Inventory
+from tests.program import wait_until
+from tests.servers import RedisServer
+
+NOW = 1_795_469_462_000
+
+
+def shard(number: int, *problems: str, paused: Pause | None = None) -> ShardStatus:
+    """Make the state of a shard with two workers."""
+    workers = [
+        {"id": f"shop-{name}:7:abcd", "last_tick": NOW - 1500, "version": "0.1.0", "skew_ms": 3} for name in range(2)
+    ]
+    return ShardStatus(number, 2000, 12 + number, 4500, 0, None, 1, paused, workers, {"expired": 9}, list(problems))
+
+
+def view(shards: list[ShardStatus], products: int = 3, name: str = "mug") -> View:
+    """Make what was seen in a while."""
+    many = [Product(f"{name}-{number}", 90 - number, 9) for number in range(products)]
+    seen = View("redis://redis:6379/0")
+    for _ in range(500):
+        seen.add(Picture(NOW, shards, 36, 1000, many, 12.5, (2, 8)))
+    return seen
+
+
+def test_a_screen_of_80_by_24() -> None:
+    """An operator with one shard sees everything on 80 columns and 24 lines."""
+    screen = lines(view([shard(0)]), 80, 24)
+
+    assert screen == [
+        "expirer top  redis://redis:6379/0           2026-11-23 21:31:02.000 UTC  q: quit",
+        "healthy",
+        "",
+        "active       2,000, 1 quarantined",
+        "overdue      12, 36 units, the oldest for 4.500 s",
+        "expired      12.5 per second, lateness 2 ms median, 8 ms worst",
+        "",
+        f"overdue      {'█' * 56} at most 12",
+        f"lateness     {'█' * 54} at most 8 ms",
+        "",
+        "PRODUCT (of the 1,000 due first)                        UNITS HELD       OVERDUE",
+        "mug-0                                                           90             9",
+        "mug-1                                                           89             9",
+        "mug-2                                                           88             9",
+        "",
+        "WORKER                                     LAST TICK       VERSION         CLOCK",
+        "shop-0:7:abcd                              1.5 s ago         0.1.0         -3 ms",
+        "shop-1:7:abcd                              1.5 s ago         0.1.0         -3 ms",
+    ]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), (10, 3), (1, 1), (200, 60)])
+@pytest.mark.parametrize("name", ["mug", "größe", "商品" * 40, "e\u0301" * 70, "\x1b[2J\n"])
+def test_every_size_is_kept(size: tuple[int, int], name: str) -> None:
+    """Whatever is shown, no line is wider and there are no more of them than the screen has; no control character."""
+    paused = Pause(by="ann", reason=name, since=NOW, until=None)
+    for seen in (view([shard(n, "no live worker", paused=paused) for n in range(40)], 99, name), View("redis://x")):
+        seen.error = name
+        screen = lines(seen, *size)
+
+        assert len(screen) <= size[1]
+        assert max(map(_columns, screen)) <= size[0]
+        assert all(line.isprintable() for line in screen)
+
+
+def test_a_chart_shows_the_newest() -> None:
+    """A chart is scaled to the most there was, shows anything above nothing, and ends with the newest."""
+    values = [0, 1, 700, 350, 0]
+
+    assert _chart("overdue", values, "", 34, "_12345678") == "overdue      _184_ at most 700"
+    assert _chart("overdue", values, "", 27, "_12345678") == "overdue      4_ at most 700"
+    assert _chart("overdue", [0, 0], " ms", 40, "_12345678") == "overdue      __ at most 0 ms"
+    assert _chart("overdue", values, "", 5, "_12345678") == "overdue       at most 700"
+
+
+def test_the_sick_shard_stands_first() -> None:
+    """With many shards the state names the sick one, and it stands before the busy ones."""
+    screen = lines(view([*(shard(number) for number in range(15)), shard(15, "the brake holds")]), 80, 24)
+
+    assert screen[1] == "shard 15: the brake holds"
+    [title] = [number for number, line in enumerate(screen) if line.startswith("SHARD")]
+    assert [line.split()[:2] for line in screen[title + 1 : title + 3]] == [["15", "the"], ["14", "healthy"]]
+    assert any(line.startswith("PRODUCT") for line in screen)
+    assert any(line.startswith("WORKER") for line in screen)
+
+
+def test_a_pause_is_shown() -> None:
+    """Who pauses, and why, stands on the screen."""
+    paused = Pause(by="ann", reason="payment outage", since=None, until=None)
+
+    assert "paused       shard 0 by ann until resumed: payment outage" in lines(view([shard(0, paused=paused)]), 80, 24)
+
+
+def test_without_unicode_it_is_drawn_in_ascii() -> None:
+    """Where the terminal has no Unicode the charts are ASCII."""
+    assert all(line.isascii() for line in lines(view([shard(0)]), 80, 24, is_unicode=False))
+
+
+def test_an_outage_keeps_the_last_picture() -> None:
+    """While there is no answer that is said with its time, above the last picture."""
+    seen = view([shard(0)])
+    seen.error, seen.silent_since = "Connection refused", time.monotonic() - 12
+
+    screen = lines(seen, 80, 24)
+
+    assert screen[1] == "no answer for 12 s: Connection refused"
+    assert "active       2,000, 1 quarantined" in screen
+    assert seen.picture is not None
+    seen.add(replace(seen.picture, rate=None, lateness=None))
+    assert lines(seen, 80, 24)[1] == "healthy"
+    assert "expired      ? per second, lateness none" in lines(seen, 80, 24)
+
+
+def test_products_are_counted_among_those_due_first(server_client: redis.Redis) -> None:
+    """Units held and overdue are summed per product over the next 1,000 of all shards; a damaged one counts nothing."""
+    shops = [Inventory(server_client, ShardKeys.of("inventory", number, 2)) for number in range(2)]
+    now = int(worker_clock())
+    shops[0].hold("tee", 3, now - 5000)
+    shops[0].hold("tee", 4, now + 60_000)
+    shops[1].hold("mug", 2, now - 5000)
+    shops[1].hold("mug", "two", now - 5000)
+    server_client.set(shops[1].keys.reservation_prefix + "o9:mug", "x")
+    server_client.zadd(shops[1].keys.index, {"o9:mug": now - 5000})
+    for _ in range(600):
+        shops[1].hold("pot", 1, now + 120_000)
+
+    picture = Camera(server_client, Settings(shards=2)).take()
+
+    assert picture.products == [Product("tee", 7, 3), Product("mug", 2, 2), Product("pot", 497, 0)]
+    assert (picture.sampled, picture.overdue_units, picture.overdue, picture.active) == (502, 5, 4, 605)
+    assert (picture.rate, picture.lateness) == (None, None)
+
+
+def test_rate_and_lateness_are_those_since_the_last_picture(server_client: redis.Redis) -> None:
+    """What expired between two pictures gives the rate and the lateness, less the grace; what was before, neither."""
+    keys = Inventory(server_client).keys
+
+    def expire(late_ms: int) -> None:
+        server_client.xadd(keys.events, {"expires_at": 1000, "expired_at": 1000 + late_ms})
+        server_client.hincrby(keys.stats, "expired", 1)
+
+    for settings in (Settings(), Settings(grace="2ms"), Settings(events_maxlen=0)):
+        server_client.flushall()
+        camera = Camera(server_client, settings)
+        expire(10_000)
+        camera.take()
+        for late_ms in (5, 9, 12):
+            expire(late_ms)
+        picture = camera.take()
+
+        grace_ms = 2 if settings.grace else 0
+        assert picture.lateness == ((9 - grace_ms, 12 - grace_ms) if settings.events_maxlen else None)
+        assert picture.rate is not None
+        assert picture.rate > 0
+        assert camera.take().rate == 0
+        assert camera.take().lateness is None
+
+
+def test_the_first_event_of_all_counts(server_client: redis.Redis) -> None:
+    """Where there was no event at the first picture, the first one that comes is counted."""
+    camera = Camera(server_client, Settings())
+    camera.take()
+    server_client.xadd(Inventory(server_client).keys.events, {"expires_at": 1000, "expired_at": 1004})
+
+    assert camera.take().lateness == (4, 4)
+
+
+class Terminal:
+    """`expirer top` at a terminal of 80 columns and 24 lines; what it writes is kept."""
+
+    def __init__(self, url: str, **environment: str) -> None:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(theirs)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "expirer", "top", "--redis-url", url],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**kept, "TERM": "xterm", "LC_ALL": "C.UTF-8", **environment},
+        )
+        self._ours, self._theirs = ours, theirs
+        self.written = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while data := os.read(self._ours, 4096):
+            self.written += data
+
+    def types(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._ours, text.encode())
+
+    def settings(self) -> list[object]:
+        """Return the terminal's settings: echo, line by line and so on."""
+        return termios.tcgetattr(self._theirs)
+
+    def close(self) -> None:
+        """End what still runs."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Return a function that opens a terminal with the program on it."""
+    opened: list[Terminal] = []
+
+    def start(url: str, **environment: str) -> Terminal:
+        opened.append(Terminal(url, **environment))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def press_q(terminal: Terminal) -> None:
+    """Press q."""
+    terminal.types("q")
+
+
+def press_ctrl_c(terminal: Terminal) -> None:
+    """Send what Ctrl-C sends to the program in front."""
+    terminal.process.send_signal(signal.SIGINT)
+
+
+def send_sigterm(terminal: Terminal) -> None:
+    """Send SIGTERM."""
+    terminal.process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("leave", "code"), [(press_q, 0), (press_ctrl_c, 130), (send_sigterm, 0)])
+@pytest.mark.parametrize("is_hanging", [False, True])
+def test_it_leaves_cleanly(
+    own_server: RedisServer,
+    terminal: Callable[..., Terminal],
+    leave: Callable[[Terminal], None],
+    code: int,
+    is_hanging: bool,  # noqa: FBT001  # a case
+) -> None:
+    """By q, Ctrl-C and SIGTERM it leaves, while Redis answers and while it hangs, and the terminal is as it was."""
+    opened = terminal(own_server.url)
+    wait_until(lambda: b"healthy" in opened.written or b"no live worker" in opened.written)
+    if is_hanging:
+        own_server.signal(signal.SIGSTOP)
+    leave(opened)
+
+    assert code == opened.process.wait(20)
+    assert opened.before == opened.settings()
+    assert b"Traceback" not in opened.written
+
+
+def test_no_redis_is_waited_for(terminal: Callable[..., Terminal]) -> None:
+    """Where no Redis answers it says so without the password, and waits; q leaves."""
+    opened = terminal("redis://ann:hunter2@127.0.0.1:1/0")
+    wait_until(lambda: b"no answer for 0 s" in opened.written)
+    press_q(opened)
+
+    assert opened.process.wait(20) == 0
+    assert b"hunter2" not in opened.written
+
+
+def test_an_unknown_terminal_is_one_line(own_server: RedisServer, terminal: Callable[..., Terminal]) -> None:
+    """A TERM that nobody knows is one line, exit 1."""
+    opened = terminal(own_server.url, TERM="abacus")
+
+    assert opened.process.wait(20) == 1
+    wait_until(lambda: b"prints the same once" in opened.written)
+    assert opened.written.startswith(b"expirer: this terminal (TERM=abacus) cannot show it")
+
+
+def test_without_a_terminal_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe it says what to use instead, exit 1."""
+    assert cli.main(["top", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
+    assert capsys.readouterr() == ("", "expirer: top needs a terminal; expirer status prints the same once\n")
+
+
+class Tmux:
+    """A terminal whose screen can be captured."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    def run(self, *arguments: str) -> str:
+        """Run one tmux command."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("EXPIRER_", "TMUX"))}
+        environment = {**kept, "LC_ALL": "C.UTF-8"}
+        command = ["tmux", "-u", "-S", str(self._socket), "-f", os.devnull, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout
+
+    def start(self, url: str) -> None:
+        """Run the program at a screen of 80 columns and 24 lines, then say its exit code."""
+        program = f"{sys.executable} -m expirer top --redis-url {url}; echo code $?; exec cat"
+        self.run("new-session", "-d", "-x", "80", "-y", "24", program)
+
+    def screen(self) -> str:
+        """Return the screen."""
+        return self.run("capture-pane", "-p")
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    """Return a terminal multiplexer of its own."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not there to capture a screen; the tests on a pty have run")
+    tmux = Tmux(tmp_path / "tmux")
+    yield tmux
+    tmux.run("kill-server")
+
+
+def test_an_operators_screen(own_server: RedisServer, tmux: Tmux) -> None:
+    """The screen shows what is there, follows a resize, outlives an outage, and gives the terminal back on q."""
+    with own_server.client() as client:
+        shop = Inventory(client)
+        now = int(worker_clock())
+        shop.stock("mug", 5, 5)
+        shop.hold("mug", 2, now - 60_000)
+        shop.hold("mug", 3, now + 600_000)
+        client.zadd(shop.keys.workers, {"shop-1:7:abcd": now})
+        tmux.start(own_server.url)
+        wait_until(lambda: "mug" in tmux.screen())
+        first = tmux.screen().splitlines()
+        shop.assert_conserved({"mug": 10})
+
+        assert "shard 0: the oldest overdue is too old" in first
+        assert "active       2, 0 quarantined" in first
+        assert any(line.startswith("overdue      1, 2 units, the oldest for 6") for line in first)
+        assert any(line.split() == ["mug", "5", "2"] for line in first)
+        assert any(line.startswith("shop-1:7:abcd") for line in first)
+
+        tmux.run("resize-window", "-x", "60", "-y", "12")
+        wait_until(lambda: any(len(line) == 60 for line in tmux.screen().splitlines()))
+        assert len(tmux.screen().splitlines()) == 12
+
+    own_server.stop()
+    wait_until(lambda: "no answer for" in tmux.screen())
+    assert "active       2, 0 quarantined" in tmux.screen()
+    own_server.start()
+    wait_until(lambda: "active       0, 0 quarantined" in tmux.screen())
+    assert "no answer" not in tmux.screen()
+
+    tmux.run("send-keys", "q")
+    wait_until(lambda: "code 0" in tmux.screen())
+    assert "active" not in tmux.screen()
