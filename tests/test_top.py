@@ -107,6 +107,9 @@ def test_the_sick_shard_stands_first() -> None:
     screen = lines(view([*(shard(number) for number in range(15)), shard(15, "the brake holds")]), 80, 24)
 
     assert screen[1] == "shard 15: the brake holds"
+    assert lines(view([shard(number, "no live worker") for number in range(3)]), 80, 24)[1] == (
+        "3 of 3 shards are not healthy; shard 0: no live worker"
+    )
     [title] = [number for number, line in enumerate(screen) if line.startswith("SHARD")]
     assert [line.split()[:2] for line in screen[title + 1 : title + 3]] == [["15", "the"], ["14", "healthy"]]
     assert any(line.startswith("PRODUCT") for line in screen)

@@ -61,7 +61,7 @@ def _head(view: View, width: int, bars: str) -> Iterator[str]:
         return
     sick = [shard for shard in picture.shards if shard.problems]
     if not view.error:
-        yield f"shard {sick[0].shard}: {'; '.join(sick[0].problems)}" if sick else HEALTHY
+        yield _state(sick, len(picture.shards)) if sick else HEALTHY
     yield ""
     oldest_s = max(shard.oldest_overdue_ms for shard in picture.shards) / 1000
     more = " or more" if picture.overdue > picture.sampled else ""
@@ -77,6 +77,11 @@ def _head(view: View, width: int, bars: str) -> Iterator[str]:
     yield ""
     yield _chart("overdue", view.overdue, "", width, bars)
     yield _chart("lateness", view.lateness, " ms", width, bars)
+
+
+def _state(sick: Sequence[ShardStatus], shards: int) -> str:
+    first = f"shard {sick[0].shard}: {'; '.join(sick[0].problems)}"
+    return first if len(sick) == 1 else f"{len(sick)} of {shards} shards are not healthy; {first}"
 
 
 def _chart(name: str, values: Sequence[int], unit: str, width: int, bars: str) -> str:
