@@ -6,14 +6,16 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import charts, drain, fleet, foreground, idle, lateness, memory, report, results, scaling
+from benchmarks import audit, charts, drain, fleet, foreground, idle, lateness, memory, report, results, scaling
 from benchmarks.bench import Bench, Part, say
 from benchmarks.figures import Round
 from benchmarks.sizes import QUICK, Sizes
 from benchmarks.systems import find_systems
 
 PARTS = {
-    part.name: part for module in (drain, lateness, foreground, scaling, idle, memory, fleet) for part in [module.PART]
+    part.name: part
+    for module in (drain, lateness, foreground, scaling, idle, memory, fleet, audit)
+    for part in [module.PART]
 }
 _HERE = Path(__file__).parent
 _KEPT = "results.json"
@@ -47,10 +49,11 @@ def main() -> None:
 def _measure(kept: results.Results, names: list[str], sizes: Sizes, rounds: int, folder: Path) -> None:
     systems, missing = find_systems(sizes.ttl_keys)
     kept.describe(systems, missing)
+    machine = results.machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(Path(scratch), sizes, systems)
         for part in (PARTS[name] for name in names):
-            kept.parts[part.name] = results.PartResult(results.now(), _rounds(bench, part, rounds))
+            kept.parts[part.name] = results.PartResult(results.now(), machine, _rounds(bench, part, rounds))
             kept.write(folder / _KEPT)
 
 

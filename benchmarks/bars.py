@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks import drain, fleet, foreground, lateness, scaling
+from benchmarks import audit, drain, fleet, foreground, lateness, scaling
 from benchmarks.figures import Round, number
 from benchmarks.systems import BULLMQ_100, CELERY, EXPIRER, RAW
 
@@ -91,5 +91,10 @@ BARS = (
     Bar("Peak RSS, a million drained", "memory", "≤", 50, lambda figures: number(figures[EXPIRER], "rss"), "MB"),
     Bar("Fleet, client commands/s", "fleet", "≤", 2, _fleet_ratio("per_s"), f"× {fleet.ONE}"),
     Bar("Fleet, lateness p99", "fleet", "≤", 1.5, _fleet_ratio("p99"), f"× {fleet.ONE}"),
+    *(
+        Bar(f"Audit, {verb} p99", "audit", "≤", 2, _ratio(f"{verb}_p99", audit.BESIDE, audit.IDLE), "× idle")
+        for verb in foreground.VERBS
+    ),
+    Bar("Audit of a million, peak RSS", "audit", "≤", 3, _ratio("rss", audit.BESIDE, audit.EMPTY), "× an empty one's"),
     Bar("Fleet, released twice", "fleet", "≤", 0, lambda figures: number(_fleet(figures), "twice"), "reservations"),
 )

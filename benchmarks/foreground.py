@@ -53,13 +53,14 @@ _Drainer: TypeAlias = Callable[[Server, redis.Redis, _Span], None]
 
 
 @dataclass(slots=True)
-class _Requests:
-    """What one shopper sent."""
+class Requests:
+    """What one shopper sent, as its file has it."""
 
     path: Path
     taken: list[tuple[int, int]] = field(default_factory=list)
 
     def read(self) -> None:
+        """Take over what a shopper that has ended wrote."""
         values = array("q")
         values.frombytes(self.path.read_bytes())
         self.taken = list(zip(values[::2], values[1::2], strict=True))
@@ -152,7 +153,7 @@ def _overdue(client: redis.Redis) -> int:
 
 def _measure(server: Server, client: redis.Redis, case: _Drainer) -> Figures:
     span = _Span()
-    requests = {verb: _Requests(server.folder / f"{verb}.taken") for verb in VERBS}
+    requests = {verb: Requests(server.folder / f"{verb}.taken") for verb in VERBS}
     shoppers = [
         subprocess.Popen([sys.executable, "-m", "benchmarks.shopper", server.socket, verb, requests[verb].path])
         for verb in VERBS
@@ -182,7 +183,7 @@ def _measure(server: Server, client: redis.Redis, case: _Drainer) -> Figures:
     return figures
 
 
-def _timeline(requests: _Requests, since: int, until: int) -> list[float]:
+def _timeline(requests: Requests, since: int, until: int) -> list[float]:
     """Return the longest wait that was under way in each twentieth of a second."""
     step = round(BIN_S * 1e9)
     bins = [0.0] * ((until - since) // step + 1)

@@ -28,7 +28,8 @@ def render(results: Results, parts: dict[str, Part], *, is_quick: bool) -> str:
         "## The bars\n",
         _bars(results),
         "## Machine and versions\n",
-        _machine(results),
+        _machines(results, parts),
+        _systems(results),
     ]
     for name, part in parts.items():
         if name in results.parts:
@@ -45,15 +46,22 @@ def _bars(results: Results) -> str:
     return _table(("what", "bar", "measured", ""), rows)
 
 
-def _machine(results: Results) -> str:
+def _machines(results: Results, parts: dict[str, Part]) -> str:
+    """Return a column for each machine; the same twice is one."""
+    measured_on: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name, part in parts.items():
+        if name in results.parts:
+            measured_on.setdefault(tuple(results.parts[name].machine.items()), []).append(part.title)
+    titles = ("measured", *(", ".join(names) for names in measured_on.values()))
+    machines = [dict(machine) for machine in measured_on]
+    names = dict.fromkeys(name for machine in machines for name in machine)
+    return _table(titles, ((name, *(machine.get(name, "") for machine in machines)) for name in names))
+
+
+def _systems(results: Results) -> str:
     systems = [(name, one["version"], one["settings"]) for name, one in results.systems.items()]
     missing = [(name, "**missing**", reason) for name, reason in results.missing.items()]
-    return "\n".join(
-        [
-            _table(("", ""), results.machine.items()),
-            _table(("system", "version", "settings"), [*systems, *missing]),
-        ]
-    )
+    return _table(("system", "version", "settings"), [*systems, *missing])
 
 
 def _part(part: Part, result: PartResult) -> str:

@@ -20,9 +20,10 @@ from benchmarks.systems import System
 
 @dataclass(slots=True)
 class PartResult:
-    """What one part measured, and when."""
+    """What one part measured, when, and on what."""
 
     measured_at: str
+    machine: dict[str, str]
     rounds: list[Round]
 
 
@@ -30,7 +31,6 @@ class PartResult:
 class Results:
     """Everything that the report tells; a part that is measured alone replaces its own only."""
 
-    machine: dict[str, str] = field(default_factory=dict)
     systems: dict[str, dict[str, str]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     parts: dict[str, PartResult] = field(default_factory=dict)
@@ -49,18 +49,22 @@ class Results:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def describe(self, systems: dict[str, System], missing: dict[str, str]) -> None:
-        """Note machine, versions and settings."""
-        with running() as server, server.client() as client:
-            redis_version = str(client.info("server")["redis_version"])
-        self.machine = {
-            "processor": f"{_processor()}, {os.cpu_count()} cores",
-            "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB",
-            "redis-server": f"{redis_version}, on a unix socket, without persistence",
-            "Python": f"{platform.python_version()}, redis-py {redis.__version__}, hiredis {hiredis.__version__}",
-            "expirer": expirer.__version__,
-        }
+        """Note versions and settings."""
         self.systems = {name: {"version": one.version, "settings": one.settings} for name, one in systems.items()}
         self.missing = missing
+
+
+def machine() -> dict[str, str]:
+    """Describe this machine, and what runs on it."""
+    with running() as server, server.client() as client:
+        redis_version = str(client.info("server")["redis_version"])
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB",
+        "redis-server": f"{redis_version}, on a unix socket, without persistence",
+        "Python": f"{platform.python_version()}, redis-py {redis.__version__}, hiredis {hiredis.__version__}",
+        "expirer": expirer.__version__,
+    }
 
 
 def now() -> str:

@@ -1,6 +1,6 @@
 """A client of the shop that sends one request after another, and keeps how long each took.
 
-`python -m benchmarks.shopper SOCKET get|reserve FILE`, until it is asked to stop.
+`python -m benchmarks.shopper SOCKET get|reserve FILE [PAUSE_MS]`, until it is asked to stop.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ PAGE = "page"
 
 
 def main() -> None:
-    """Send requests back to back; at the end write pairs of (start, duration), in ns of the monotonic clock."""
-    socket, verb, path = sys.argv[1:]
+    """Send requests, back to back or with a pause after each; at the end write pairs of (start, duration).
+
+    Both are in ns of the monotonic clock.
+    """
+    socket, verb, path, *pause = sys.argv[1:]
+    pause_s = float(pause[0]) / 1000 if pause else 0.0
     client = redis.Redis(unix_socket_path=socket, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None)
     request: Callable[[int], object]
     if verb == "get":
@@ -48,6 +52,8 @@ def main() -> None:
         request(n)
         taken.extend((start, time.monotonic_ns() - start))
         n += 1
+        if pause_s:
+            time.sleep(pause_s)
     Path(path).write_bytes(taken.tobytes())
 
 
