@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -26,6 +27,7 @@ from expirer.keys import ShardKeys
 from expirer.operate.picture import Camera, Picture, Product
 from expirer.operate.screen import View, _chart, _columns, lines
 from expirer.operate.status import ShardStatus
+from expirer.operate.top import _watch
 from expirer.settings import Settings
 from expirer.times import worker_clock
 from tests.inventory import Inventory
@@ -141,6 +143,98 @@ def test_an_outage_keeps_the_last_picture() -> None:
     seen.add(replace(seen.picture, rate=None, lateness=None))
     assert lines(seen, 80, 24)[1] == "healthy"
     assert "expired      ? per second, lateness none" in lines(seen, 80, 24)
+
+
+def test_a_hanging_server_is_no_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a picture is old, though no error says so yet, that stands where the state would."""
+    seen, nothing = view([shard(0)]), View("redis://x")
+    for after_s, states in ((2, ["healthy", "waiting for an answer"]), (7, ["no answer for 7 s"] * 2)):
+        seen.silent_since = nothing.silent_since = 1000
+        monkeypatch.setattr("expirer.operate.screen.time", SimpleNamespace(monotonic=lambda now=1000 + after_s: now))
+
+        assert states == [lines(one, 80, 24)[1] for one in (seen, nothing)]
+
+
+def test_a_pause_keeps_its_reason() -> None:
+    """On 80 columns a pause has its reason, however long the name; of today's end the time is enough."""
+    until = NOW + 60_000
+    for by, name in (("ann@shop-1", "ann@shop-1"), ("ann" * 99, "ann" * 8), ("", "nobody named")):
+        paused = Pause(by, "outage", since=NOW, until=until)
+
+        screen = lines(view([shard(0, paused=paused)]), 80, 24)
+
+        assert screen[6] == f"paused       shard 0 by {name} until 21:32:02.000 UTC: outage"[:80]
+    later = Pause("ann", "outage", since=NOW, until=until + 86_400_000)
+    assert "until 2026-11-24 21:32:02.000 UTC: outage" in lines(view([shard(0, paused=later)]), 80, 24)[6]
+
+
+def test_a_pause_is_not_just_healthy() -> None:
+    """The state says how many shards are paused, which excuses every backlog."""
+    paused = Pause("ann", "", since=None, until=None)
+
+    assert lines(view([shard(0, paused=paused), shard(1)]), 80, 24)[1] == "healthy, but 1 of 2 shards paused"
+
+
+def test_many_pauses_leave_room() -> None:
+    """Shards that were paused together are one line, and of different pauses three stand there."""
+    one = Pause("ann", "outage", since=None, until=None)
+    together = lines(view([shard(number, paused=one) for number in range(40)]), 80, 24)
+    others = [shard(number, paused=replace(one, reason=str(number))) for number in range(40)]
+
+    assert [line for line in together if "ann" in line] == ["paused       40 shards by ann until resumed: outage"]
+    screen = lines(view(others), 80, 24)
+    assert sum("ann" in line for line in screen) == 3
+    assert "             and 37 more pauses" in screen
+    assert any(line.startswith("WORKER") for line in screen)
+
+
+def test_what_is_cut_is_said() -> None:
+    """A table that does not fit says how many of how many rows it shows; of a sample its units are a least."""
+    screen = lines(view([replace(shard(number), overdue=100) for number in range(40)], 99), 80, 24)
+
+    assert any(line.startswith("SHARD 4/40 ") for line in screen)
+    assert any(line.startswith("PRODUCT (of the first 25 of each shard) 3/99 ") for line in screen)
+    assert any("36 units or more" in line for line in screen)
+
+
+def test_without_events_there_is_no_lateness() -> None:
+    """Where expiry writes no events that is said; `none` would look like punctuality."""
+    seen = view([shard(0)])
+    assert seen.picture is not None
+    seen.has_events = False
+    seen.add(replace(seen.picture, lateness=None))
+
+    assert "expired      12.5 per second, lateness no events" in lines(seen, 80, 24)
+
+
+@pytest.mark.parametrize(("text", "columns"), [("e\u0301", 1), ("\u2764\ufe0f", 1), ("\u0915\u0940", 2), ("茶", 2)])
+def test_columns_are_those_of_a_terminal(text: str, columns: int) -> None:
+    """A mark above a letter takes no column, an East Asian letter two."""
+    assert columns == _columns(text)
+
+
+def test_no_failure_ends_the_watch() -> None:
+    """What is no error of Redis is shown as well: a watch that had died would leave the last picture standing."""
+
+    class Broken(Camera):
+        def __init__(self) -> None:
+            self.failures: list[BaseException] = [OverflowError("too much"), TimeoutError(), SystemExit()]
+
+        def take(self) -> Picture:
+            raise self.failures.pop(0)
+
+    seen, told = View("redis://x"), []
+
+    class Lock:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            told.append(seen.error)
+
+    with pytest.raises(SystemExit):
+        _watch(seen, Lock(), Broken(), Settings())  # type: ignore[arg-type]
+    assert told == ["OverflowError: too much", "TimeoutError: "]
 
 
 def test_products_are_counted_among_those_due_first(server_client: redis.Redis) -> None:
@@ -305,6 +399,63 @@ def test_an_unknown_terminal_is_one_line(own_server: RedisServer, terminal: Call
     assert opened.written.startswith(b"expirer: this terminal (TERM=abacus) cannot show it")
 
 
+@pytest.mark.parametrize("term", ["", "dumb"])
+def test_a_terminal_without_a_cursor_is_one_line(
+    own_server: RedisServer, terminal: Callable[..., Terminal], term: str
+) -> None:
+    """No TERM, or one that cannot move its cursor, is one line, exit 1."""
+    opened = terminal(own_server.url, TERM=term)
+
+    assert opened.process.wait(20) == 1
+    wait_until(lambda: b"prints the same once" in opened.written)
+    assert opened.written.startswith(f"expirer: this terminal (TERM={term}) cannot show it".encode())
+    assert opened.written.count(b"\n") == 1
+
+
+def test_a_locale_that_is_not_installed_is_drawn_in_ascii(
+    own_server: RedisServer, terminal: Callable[..., Terminal]
+) -> None:
+    """A login from afar may bring a locale that the host does not have."""
+    opened = terminal(own_server.url, LC_ALL="xx_YY.UTF-8")
+    wait_until(lambda: b"at most 0" in opened.written)
+    press_q(opened)
+
+    assert opened.process.wait(20) == 0
+    assert opened.written.isascii()
+
+
+def test_a_closed_input_is_one_line() -> None:
+    """Where standard input or output was closed before the start it says what to use instead."""
+    for closed in ("<&-", ">&-"):
+        command = f"{sys.executable} -m expirer top --redis-url redis://127.0.0.1:1/0 {closed}"
+        done = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+        assert done.returncode == 1
+        assert done.stderr == b"expirer: top needs a terminal; expirer status prints the same once\n"
+
+
+def test_a_terminal_that_goes_away_ends_it(own_server: RedisServer) -> None:
+    """Where the connection to the terminal is lost it ends, also where nothing tells it by SIGHUP."""
+    ours, theirs = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "expirer", "top", "--redis-url", own_server.url],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env={**kept, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        written = b""
+        while b"at most 0" not in written:
+            written += os.read(ours, 4096)
+        os.close(ours)
+
+        assert process.wait(20) == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_without_a_terminal_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """In a pipe it says what to use instead, exit 1."""
     assert cli.main(["top", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
@@ -327,7 +478,7 @@ class Tmux:
 
     def start(self, url: str) -> None:
         """Run the program at a screen of 80 columns and 24 lines, then say its exit code."""
-        program = f"{sys.executable} -m expirer top --redis-url {url}; echo code $?; exec cat"
+        program = f"trap : INT; {sys.executable} -m expirer top --redis-url '{url}'; echo code $?; exec cat"
         self.run("new-session", "-d", "-x", "80", "-y", "24", program)
 
     def screen(self) -> str:
@@ -379,3 +530,39 @@ def test_an_operators_screen(own_server: RedisServer, tmux: Tmux) -> None:
     tmux.run("send-keys", "q")
     wait_until(lambda: "code 0" in tmux.screen())
     assert "active" not in tmux.screen()
+
+
+def test_ctrl_c_at_the_keyboard(own_server: RedisServer, tmux: Tmux) -> None:
+    """Typed at the keyboard, Ctrl-C ends it with 130 and gives the terminal back."""
+    tmux.start(own_server.url)
+    wait_until(lambda: "no live worker" in tmux.screen())
+    tmux.run("send-keys", "C-c")
+    wait_until(lambda: "code 130" in tmux.screen())
+
+    assert tmux.screen().splitlines()[0] == "code 130"
+
+
+def test_a_hang_is_said_before_it_is_an_error(own_server: RedisServer, tmux: Tmux) -> None:
+    """A server that hangs is told long before its time-out, and its return too."""
+    tmux.start(f"{own_server.url}?socket_timeout=600")
+    wait_until(lambda: "no live worker" in tmux.screen())
+    own_server.signal(signal.SIGSTOP)
+    wait_until(lambda: "no answer for" in tmux.screen())
+    own_server.signal(signal.SIGCONT)
+    wait_until(lambda: "no answer for" not in tmux.screen())
+
+    assert "no live worker" in tmux.screen()
+
+
+def test_a_lasting_error_is_said(own_server: RedisServer, tmux: Tmux) -> None:
+    """An index of another type, or a missing right, is shown as an outage is."""
+    with own_server.client() as client:
+        client.set(Inventory(client).keys.index, "x")
+        tmux.start(own_server.url)
+        wait_until(lambda: "WRONGTYPE" in tmux.screen())
+        client.delete(Inventory(client).keys.index)
+        wait_until(lambda: "WRONGTYPE" not in tmux.screen())
+        client.execute_command("ACL", "SETUSER", "default", "-xrevrange")
+        wait_until(lambda: "xrevrange" in tmux.screen())
+
+    assert "no answer for" in tmux.screen()

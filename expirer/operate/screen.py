@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from expirer.operate.picture import Picture
+from expirer.operate.picture import SAMPLE, Picture
 from expirer.operate.status import ShardStatus
-from expirer.operate.terminal import shown, shown_pause, shown_time
+from expirer.operate.terminal import shown, shown_time
 
 STATE_ROW, HEALTHY = 1, "healthy"
 """Where the state stands, and how it should be."""
@@ -18,6 +19,11 @@ _HISTORY = 300
 """Pictures that the charts go back to."""
 _BARS = {True: "▁▂▃▄▅▆▇█", False: "_.-=+*%#"}
 _COLUMN = 14
+_NAME = 24
+"""Columns of the name of who pauses; the rest of the line is for the reason."""
+_PAUSES = 3
+_STALE_S = 3.0
+"""A last picture that is older is not the present, whether an error says so or Redis hangs."""
 
 
 @dataclass(slots=True)
@@ -30,15 +36,17 @@ class View:
     lateness: tuple[int, ...] = ()
     """The worst of each picture, ms; 0: nothing expired."""
     error: str = ""
-    silent_since: float = 0.0
-    """Monotonic seconds, where there is an error."""
+    silent_since: float = field(default_factory=time.monotonic)
+    """Of the last picture, or the start; monotonic seconds."""
+    has_events: bool = True
+    """Whether expiry writes the events that lateness is read from."""
 
     def add(self, picture: Picture) -> None:
         """Take note of a new picture."""
         worst_ms = picture.lateness[1] if picture.lateness else 0
         self.overdue = (*self.overdue, picture.overdue)[-_HISTORY:]
         self.lateness = (*self.lateness, worst_ms)[-_HISTORY:]
-        self.picture, self.error = picture, ""
+        self.picture, self.error, self.silent_since = picture, "", time.monotonic()
 
 
 def lines(view: View, width: int, height: int, *, is_unicode: bool = True) -> list[str]:
@@ -53,35 +61,57 @@ def _head(view: View, width: int, bars: str) -> Iterator[str]:
     picture = view.picture
     when = "" if picture is None else shown_time(picture.now)
     yield _spread(f"expirer top  {view.address}", f"{when}  q: quit", width)
+    silent_s = time.monotonic() - view.silent_since
     if view.error:
-        yield f"no answer for {time.monotonic() - view.silent_since:.0f} s: {shown(view.error)}"
+        yield f"no answer for {silent_s:.0f} s: {shown(view.error)}"
+    elif silent_s > _STALE_S:
+        yield f"no answer for {silent_s:.0f} s"
+    elif picture is not None:
+        yield _state(picture.shards)
+    else:
+        yield "waiting for an answer"
     if picture is None:
-        if not view.error:
-            yield "waiting for an answer"
         return
-    sick = [shard for shard in picture.shards if shard.problems]
-    if not view.error:
-        yield _state(sick, len(picture.shards)) if sick else HEALTHY
     yield ""
     oldest_s = max(shard.oldest_overdue_ms for shard in picture.shards) / 1000
-    more = " or more" if picture.overdue > picture.sampled else ""
+    more = " or more" if any(shard.overdue > _share(picture) for shard in picture.shards) else ""
     quarantined = sum(shard.quarantined for shard in picture.shards)
     yield f"active       {picture.active:,}, {quarantined:,} quarantined"
     yield f"overdue      {picture.overdue:,}, {picture.overdue_units:,} units{more}, the oldest for {oldest_s:,.3f} s"
     rate = "?" if picture.rate is None else f"{picture.rate:,.1f}"
-    late = "none" if picture.lateness is None else "{:,} ms median, {:,} ms worst".format(*picture.lateness)
+    late = "none" if view.has_events else "no events"
+    if picture.lateness is not None:
+        late = "{:,} ms median, {:,} ms worst".format(*picture.lateness)
     yield f"expired      {rate} per second, lateness {late}"
-    yield from (
-        f"paused       shard {shard.shard} {shown_pause(shard.paused)}" for shard in picture.shards if shard.paused
-    )
+    yield from _pauses(picture)
     yield ""
     yield _chart("overdue", view.overdue, "", width, bars)
     yield _chart("lateness", view.lateness, " ms", width, bars)
 
 
-def _state(sick: Sequence[ShardStatus], shards: int) -> str:
+def _state(shards: Sequence[ShardStatus]) -> str:
+    sick = [shard for shard in shards if shard.problems]
+    paused = sum(shard.paused is not None for shard in shards)
+    if not sick:
+        return f"{HEALTHY}, but {paused} of {len(shards)} shards paused" if paused else HEALTHY
     first = f"shard {sick[0].shard}: {'; '.join(sick[0].problems)}"
-    return first if len(sick) == 1 else f"{len(sick)} of {shards} shards are not healthy; {first}"
+    return first if len(sick) == 1 else f"{len(sick)} of {len(shards)} shards are not healthy; {first}"
+
+
+def _pauses(picture: Picture) -> Iterator[str]:
+    """Tell who pauses what, until when and why; one line for all shards that were paused together."""
+    together: defaultdict[tuple[str, str, int | None], list[int]] = defaultdict(list)
+    for shard in picture.shards:
+        if shard.paused is not None:
+            together[shard.paused.by, shard.paused.reason, shard.paused.until].append(shard.shard)
+    for (by, reason, until), numbers in list(together.items())[:_PAUSES]:
+        which = f"shard {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} shards"
+        name = _fit(shown(by), _NAME) or "nobody named"
+        today = shown_time(picture.now)[:11]
+        end = "until resumed" if until is None else f"until {shown_time(until).removeprefix(today)}"
+        yield f"paused       {which} by {name} {end}: {shown(reason) or 'no reason'}"
+    if len(together) > _PAUSES:
+        yield f"             and {len(together) - _PAUSES} more pauses"
 
 
 def _chart(name: str, values: Sequence[int], unit: str, width: int, bars: str) -> str:
@@ -106,6 +136,8 @@ def _sections(picture: Picture, width: int, height: int) -> Iterator[str]:
     for count, table in zip(rows, tables, strict=True):
         if count:
             yield ""
+            if count < len(table) - 1:
+                table[0][0] += f" {count}/{len(table) - 1}"
             for name, *values in table[: count + 1]:
                 yield _spread(name, "".join(_padded(value, _COLUMN) for value in values), width)
 
@@ -124,8 +156,14 @@ def _shard(shard: ShardStatus) -> list[str]:
     return [f"{shard.shard} {state}", f"{shard.active:,}", f"{shard.overdue:,}", oldest, f"{shard.quarantined:,}"]
 
 
+def _share(picture: Picture) -> int:
+    """Return how many of each shard are in the sample, where it has so many."""
+    return max(SAMPLE // len(picture.shards), 1)
+
+
 def _products(picture: Picture) -> list[list[str]]:
-    title = [f"PRODUCT (of the {picture.sampled:,} due first)", "UNITS HELD", "OVERDUE"]
+    of = f"{picture.sampled:,} due first" if len(picture.shards) == 1 else f"first {_share(picture):,} of each shard"
+    title = [f"PRODUCT (of the {of})", "UNITS HELD", "OVERDUE"]
     return [title, *([shown(product.id), f"{product.held:,}", f"{product.overdue:,}"] for product in picture.products)]
 
 
@@ -171,5 +209,10 @@ def _fit(text: str, width: int) -> str:
 
 def _columns(text: str) -> int:
     """Return how many columns a terminal takes for it."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(letter)) for letter in text)
+    return sum(_width(letter) for letter in text)
+
+
+def _width(letter: str) -> int:
+    if unicodedata.category(letter) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from redis.exceptions import RedisError
 
@@ -29,20 +29,32 @@ def top(settings: Settings) -> int:
         import curses  # noqa: PLC0415  # not every build of Python has it
     except ImportError:
         return _refuse("this Python has no curses")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         return _refuse("top needs a terminal")
-    locale.setlocale(locale.LC_ALL, "")
+    with suppress(locale.Error):  # a login from afar brings locales that this host may lack; ASCII will do
+        locale.setlocale(locale.LC_ALL, "")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    view = View(location(settings))
+    view = View(location(settings), has_events=settings.events_maxlen > 0)
     camera = Camera(connect(settings), settings)
+    lock = threading.Lock()
     try:
         curses.setupterm()
+        if not curses.tigetstr("cup"):
+            return _refuse_terminal("it cannot move its cursor")
         # A thread of its own: a server that hangs must not hold the keyboard.
-        threading.Thread(target=_watch, args=(view, camera, settings), daemon=True).start()
-        curses.wrapper(_draw, view)
+        threading.Thread(target=_watch, args=(view, lock, camera, settings), daemon=True).start()
+        curses.wrapper(_draw, view, lock)
     except curses.error as error:
-        return _refuse(f"this terminal (TERM={shown(os.environ.get('TERM', ''))}) cannot show it: {error}")
+        return _refuse_terminal(str(error))
     return 0
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: it was closed before the start
+
+
+def _refuse_terminal(why: str) -> int:
+    return _refuse(f"this terminal (TERM={shown(os.environ.get('TERM', ''))}) cannot show it: {why}")
 
 
 def _refuse(why: str) -> int:
@@ -50,19 +62,24 @@ def _refuse(why: str) -> int:
     return 1
 
 
-def _watch(view: View, camera: Camera, settings: Settings) -> None:
+def _watch(view: View, lock: threading.Lock, camera: Camera, settings: Settings) -> None:
     while True:
         began_at = time.monotonic()
         try:
-            view.add(camera.take())
-        except (RedisError, OSError) as error:
-            if not view.error:
-                view.silent_since = began_at
-            view.error = redact(str(error), settings)
-        time.sleep(max(_PERIOD_S - (time.monotonic() - began_at), 0.1))
+            picture = camera.take()
+        except Exception as error:  # noqa: BLE001  # without this thread the last picture would pass for the present
+            name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
+            with lock:
+                view.error = redact(f"{name}{error}", settings)
+        else:
+            with lock:
+                view.add(picture)
+        took_s = time.monotonic() - began_at
+        # A picture of many shards takes long; the server rests as long as it worked, up to a period.
+        time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
 
-def _draw(screen: Any, view: View) -> None:  # noqa: ANN401  # curses names no type
+def _draw(screen: Any, view: View, lock: threading.Lock) -> None:  # noqa: ANN401  # curses names no type
     import curses  # noqa: PLC0415
 
     encoding = locale.getencoding()
@@ -71,11 +88,15 @@ def _draw(screen: Any, view: View) -> None:  # noqa: ANN401  # curses names no t
         curses.use_default_colors()
         curses.curs_set(0)
     screen.timeout(_KEY_MS)
-    while screen.getch() not in (ord("q"), ord("Q")):
+    # A terminal that has gone away gives no key, at once and for ever.
+    while screen.getch() not in (ord("q"), ord("Q")) and _is_terminal(sys.stdin):
         height, width = screen.getmaxyx()
+        with lock:
+            all_lines = lines(view, width, height, is_unicode=is_unicode)
         screen.erase()
-        for row, line in enumerate(lines(view, width, height, is_unicode=is_unicode)):
-            style = curses.A_REVERSE if row == STATE_ROW and line != HEALTHY else curses.A_NORMAL
+        for row, line in enumerate(all_lines):
+            is_alarm = row == STATE_ROW and line != HEALTHY[:width]
+            style = curses.A_REVERSE if is_alarm else curses.A_NORMAL
             with suppress(curses.error):  # there is no place for the cursor after the last corner
                 screen.addstr(row, 0, line.encode(encoding, "replace").decode(encoding), style)
         screen.refresh()
