@@ -53,6 +53,7 @@ class ShardJournal:
     def __init__(self, log: FilteringBoundLogger, settings: Settings) -> None:
         self._log = log
         self._settings = settings
+        self._grace_ms = to_ms(settings.grace)
         self._pause: Pause | None = None
         self._is_far = False
 
@@ -130,7 +131,7 @@ class ShardJournal:
                 product_id=reservation.product_id,
                 quantity=reservation.quantity,
                 expires_at=reservation.expires_at,
-                lateness_ms=int(batch.now) - reservation.expires_at,
+                lateness_ms=int(batch.now) - reservation.expires_at - self._grace_ms,
             )
         for reservation_id, reason in batch.quarantined():
             log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 _MS = timedelta(milliseconds=1)
+_MAX_MS = 2**53
 
 LONGEST = timedelta(days=36500)
 """A century: longer is a mistake, and times stay far below 2**53 ms."""
@@ -28,6 +29,11 @@ def parse_duration(value: object) -> object:
 def to_ms(duration: timedelta) -> int:
     """Return whole milliseconds."""
     return duration // _MS
+
+
+def unix_ms(score: float, unit_ms: int) -> int:
+    """Return the Unix ms that a score stands for; what is beyond 2**53, infinity too, is cut as the scripts cut it."""
+    return int(max(-_MAX_MS, min(_MAX_MS, score * unit_ms)))
 
 
 def worker_clock() -> float:

@@ -167,6 +167,21 @@ def test_damage_does_not_stop_it(shop: Inventory, look: Operate) -> None:
     assert code == 1
 
 
+@pytest.mark.parametrize("score", ["inf", "-inf", "1e300", "-1e300"])
+def test_no_score_is_too_large(server_client: redis.Redis, look: Operate, score: str) -> None:
+    """A score or a tick that no calendar has, infinity too, is shown as it is, and stops no verb that looks."""
+    keys = Inventory(server_client).keys
+    server_client.zadd(keys.index, {"o1:mug": score})
+    server_client.zadd(keys.workers, {"w": score})
+
+    code, out, err = look()
+
+    assert (code, err) == (int("-" in score), "")
+    assert "9007199254740992 ms" in out
+    url = ("--redis-url", f"unix://{server_client.connection_pool.connection_kwargs['path']}")
+    assert [0, 0] == [cli.main([*verb, *url]) for verb in (["pending"], ["show", "o1:mug"])]
+
+
 def test_another_purposes_redis_is_one_line(server_client: redis.Redis, look: Operate) -> None:
     """A Redis where the name of the index belongs to something else is named in one line, exit 1."""
     server_client.set(ShardKeys.of("inventory").index, "x")

@@ -104,6 +104,15 @@ def test_it_begins_where_it_is_told(
     assert rows[-1] == {**expected, "quantity": 2, "expires_at": DUE, "expired_at": DUE + 3}
 
 
+def test_a_grace_is_no_lateness(server_client: redis.Redis, shared_server: RedisServer) -> None:
+    """What the sidecar waits after ExpiresAt because it was told to is not counted as late."""
+    expire(server_client, 0)
+    with following(shared_server.url, "--from", "start", "--grace", "2ms") as follower:
+        wait_until(lambda: follower.lines)
+
+    assert follower.lines[0].endswith("2 of mug, 1 ms late\n")
+
+
 @pytest.mark.parametrize(("id_", "before"), [("7-3", "7-2"), ("7-0", f"6-{2**64 - 1}"), ("7", f"6-{2**64 - 1}")])
 def test_the_reading_begins_just_before(id_: str, before: str) -> None:
     """XREAD excludes the id that it is given, so that one less is asked for."""

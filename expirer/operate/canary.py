@@ -20,7 +20,7 @@ from expirer.operate.server import is_live, redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_pause, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
-from expirer.times import to_ms
+from expirer.times import to_ms, unix_ms
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -62,7 +62,7 @@ def _obstacle(client: Redis, settings: Settings, keys: ShardKeys) -> str:
     if not last:
         return "no live worker"
     if not is_live(settings, last[0][1], now):
-        return f"no live worker: the last tick was at {shown_time(int(last[0][1]))}"
+        return f"no live worker: the last tick was at {shown_time(unix_ms(last[0][1], 1))}"
     return ""
 
 

@@ -9,7 +9,7 @@ from expirer.operate.survey import Row
 from expirer.operate.terminal import shown, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
-from expirer.times import to_ms
+from expirer.times import to_ms, unix_ms
 
 _MS_LEAST, _S_LEAST, _S_LIMIT = 1e11, 1e9, 1e10
 """A Unix time is in milliseconds from the first on, in seconds between the other two (as expire.lua has it)."""
@@ -180,7 +180,7 @@ def _default_score(settings: Settings, reserved_at: str) -> str | None:
 
 
 def _shown_score(settings: Settings, score: float) -> str:
-    return shown_time(int(score * settings.unit_ms))
+    return shown_time(unix_ms(score, settings.unit_ms))
 
 
 def _as_it_stands(value: bytes | None) -> str:

@@ -16,7 +16,7 @@ from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
-from expirer.times import to_ms
+from expirer.times import to_ms, unix_ms
 
 _SLICE = 100
 _MOST = 10_000
@@ -88,7 +88,7 @@ def _rows(
                 pipe.hmget(key, [settings.field_product_id, settings.field_quantity])
             fields = pipe.execute(raise_on_error=False)
         for (id_, score), row in zip(entries, fields, strict=True):
-            expires_at = int(score * settings.unit_ms)
+            expires_at = unix_ms(score, settings.unit_ms)
             if latest is not None and expires_at >= latest:
                 return
             product, quantity = (None, None) if isinstance(row, Exception) else row
@@ -118,7 +118,7 @@ def _known(client: Redis, settings: Settings, keys: ShardKeys, id_: bytes) -> di
     return {
         "fields": fields,
         "event": _event(client, keys, id_, fields.get("expired_at", "")),
-        "expires_at": None if score is None else int(score * settings.unit_ms),
+        "expires_at": None if score is None else unix_ms(score, settings.unit_ms),
         "quarantine": None if entry is None else _text(entry),
         "advice": None if entry is None else ADVICE.get(parsed(entry)["reason"]),
     }

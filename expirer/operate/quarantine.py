@@ -20,7 +20,7 @@ from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import confirms, shown, shown_time, who
 from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
-from expirer.times import to_ms, worker_clock
+from expirer.times import to_ms, unix_ms, worker_clock
 
 _SLICE = 100
 
@@ -140,7 +140,7 @@ class _Desk:
             return self._refuse(id_, "nothing says when it is due: set its expires_at, then repeat this")
         self.done[code] += 1
         if code == "requeued":
-            expires_at = int(float(score) * self._settings.unit_ms)
+            expires_at = unix_ms(float(score), self._settings.unit_ms)
             self._log.info("reservation_requeued", reservation_id=readable(id_), expires_at=expires_at, by=self._by)
         return None
 

@@ -19,7 +19,7 @@ from expirer.operate.server import count_overdue, is_live, redis_or_say, server_
 from expirer.operate.terminal import shown, shown_pause, shown_time
 from expirer.settings import Settings
 from expirer.texts import readable
-from expirer.times import to_ms
+from expirer.times import to_ms, unix_ms
 
 _COUNTED = 10_000
 """Units of so many overdue reservations are summed, the oldest; more would be a scan."""
@@ -75,7 +75,7 @@ def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
     after: Any = client.zrange(keys.index, overdue, overdue, withscores=True)
     unit_ms = settings.unit_ms
     grace_ms = to_ms(settings.grace)
-    age = int(now - grace_ms - oldest[0][1] * unit_ms) if overdue and oldest else 0
+    age = now - grace_ms - unix_ms(oldest[0][1], unit_ms) if overdue and oldest else 0
     pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
     if pause is not None and pause.until is not None and pause.until <= now:
         pause = None
@@ -94,7 +94,7 @@ def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
         overdue=overdue,
         oldest_overdue_ms=age,
         overdue_units=_units(client, settings, keys, min(overdue, counted)),
-        next_expires_at=int(after[0][1] * unit_ms) if after else None,
+        next_expires_at=unix_ms(after[0][1], unit_ms) if after else None,
         quarantined=client.hlen(keys.quarantine),
         paused=pause,
         workers=workers,
@@ -113,7 +113,7 @@ def _workers(client: Redis, keys: ShardKeys) -> list[dict[str, Any]]:
         workers.append(
             {
                 "id": shown(readable(id_)),
-                "last_tick": int(last),
+                "last_tick": unix_ms(last, 1),
                 "version": shown(said["version"]) if "version" in said else None,
                 "skew_ms": int(skew_ms) if re.fullmatch(r"-?\d{1,15}", skew_ms) else None,
             }

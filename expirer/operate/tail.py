@@ -109,7 +109,9 @@ def _line(settings: Settings, shard: int, event: tuple[bytes, Any]) -> str:
     fields = _fields(event)
     written_at = int(fields["id"].partition("-")[0])
     due, expired_at = fields.get("expires_at"), fields.get("expired_at")
-    late = f", {expired_at - due:,} ms late" if isinstance(due, int) and isinstance(expired_at, int) else ""
+    late = ""
+    if isinstance(due, int) and isinstance(expired_at, int):
+        late = f", {expired_at - due - to_ms(settings.grace):,} ms late"
     quantity, product_id, id_ = (
         shown(str(fields.get(name, "?"))) for name in ("quantity", "product_id", "reservation_id")
     )
