@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import redis
 
@@ -11,6 +12,11 @@ from expirer.keys import ShardKeys
 
 NOW = 1_800_000_000_000
 """The tests' present, Unix ms, where the worker's clock decides."""
+
+
+def contents(client: redis.Redis) -> dict[bytes, Any]:
+    """Return every key with its bytes, and whether it has a time to live."""
+    return {key: (client.dump(key), client.ttl(key) > 0) for key in client.scan_iter()}
 
 
 class Inventory:

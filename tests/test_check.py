@@ -13,7 +13,7 @@ from expirer import cli
 from expirer.keys import ShardKeys
 from expirer.times import worker_clock
 from tests.conftest import Operate
-from tests.inventory import Inventory
+from tests.inventory import Inventory, contents
 from tests.servers import RedisServer, free_port
 from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags
 
@@ -46,11 +46,6 @@ def check(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> Cal
 
 
 Check = Callable[..., dict[str, Any]]
-
-
-def contents(client: redis.Redis) -> dict[bytes, Any]:
-    """Return every key with its bytes and whether it has a TTL."""
-    return {key: (client.dump(key), client.ttl(key) > 0) for key in client.scan_iter()}
 
 
 @pytest.fixture

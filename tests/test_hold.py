@@ -20,7 +20,7 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
 from tests.conftest import Log
-from tests.inventory import NOW, Inventory
+from tests.inventory import NOW, Inventory, contents
 from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer
 
@@ -44,10 +44,6 @@ def operate(
 
 def _nobody() -> str:
     raise KeyError("getpwuid(): uid not found: 10001")
-
-
-def _everything(client: redis.Redis) -> dict[bytes, bytes]:
-    return {key: client.dump(key) for key in client.scan_iter()}  # type: ignore[misc]
 
 
 def test_more_overdue_than_the_brake_allows_stay(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
@@ -176,7 +172,7 @@ def test_a_dry_run_writes_nothing(server_client: redis.Redis, operate: Callable[
     shop.hold("mug", "two", PAST, id_="o3:mug")
     late = shop.hold("mug", 1, PAST, id_="o4:mug")
     server_client.hset(shop.keys.reservation_prefix + late, "expires_at", NOW * 2)
-    before = _everything(server_client)
+    before = contents(server_client)
 
     code, out, err = operate("once", "--dry-run")
 
@@ -184,7 +180,7 @@ def test_a_dry_run_writes_nothing(server_client: redis.Redis, operate: Callable[
     assert "4 due; the next batch would expire 1 (2 units), skip 1, reschedule 1, quarantine 1" in out
     assert "expired      o1:\\x1b[31mmug  2 of mug, due 2023-11-14 22:13:20.000 UTC" in out
     assert "quarantined  o3:mug  quantity_invalid" in out
-    assert _everything(server_client) == before
+    assert contents(server_client) == before
 
 
 def test_pause_and_resume(server_client: redis.Redis, operate: Callable[..., tuple[int, str, str]]) -> None:

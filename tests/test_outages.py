@@ -24,7 +24,7 @@ from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log
-from tests.inventory import Inventory
+from tests.inventory import Inventory, contents
 from tests.program import Backlog, Program, wait_until
 from tests.proxy import Proxy
 from tests.servers import RedisServer, free_port
@@ -73,11 +73,6 @@ def running(binary: Path, folder: Path, *options: str, wait: bool = True) -> Ite
         yield server
     finally:
         server.stop()
-
-
-def snapshot(client: redis.Redis) -> dict[bytes, bytes]:
-    """Return every key with its serialized value."""
-    return {key: client.dump(key) for key in client.scan_iter()}  # type: ignore[misc]
 
 
 def errors(log: Log) -> list[str]:
@@ -153,14 +148,14 @@ def test_a_refusal_changes_nothing(
 ) -> None:
     """A server that is full, a replica or busy: each tick logs why, no key changes, and afterwards all expire."""
     worker = worker_at(own_server.url)
-    before = snapshot(own_client)
+    before = contents(own_client)
 
     with weather(own_client) as reason:
         ticks = [worker.tick(), worker.tick()]
 
     assert [Tick(errors=1)] * 2 == ticks
     assert [True] * 2 == [reason in error for error in errors(log)]
-    assert before == snapshot(own_client)
+    assert before == contents(own_client)
     assert worker.tick().expired == 25
     backlog.assert_expired_once()
 

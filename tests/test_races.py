@@ -22,7 +22,7 @@ from expirer.expiry import Expiry, Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log
-from tests.inventory import Inventory
+from tests.inventory import Inventory, contents
 from tests.program import Backlog, wait_until
 from tests.servers import RedisServer
 
@@ -290,17 +290,13 @@ def in_the_gap(
                 monkeypatch.setattr(Expiry, "_lasts", lasts)
                 decision = lasts(expiry, connection, pause)
                 second.hset(Inventory(second).keys.control, mapping=fields)
-                snapshot.update(_snapshot(second))
+                snapshot.update(contents(second))
                 return decision
 
             monkeypatch.setattr(Expiry, "_lasts", decide_then_write)
             return snapshot
 
         yield arrange
-
-
-def _snapshot(client: redis.Redis) -> dict[bytes, bytes]:
-    return {key: client.dump(key) for key in client.scan_iter()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("fields", [{"paused": 1}, {"paused": 0}, {"reason": "stocktaking"}])
@@ -318,7 +314,7 @@ def test_a_change_in_the_gap_is_a_conflict(
 
     assert Tick(conflicts=1) == tick
     assert [("concurrency_conflict", "warning")] == [(entry["event"], entry["log_level"]) for entry in log.entries]
-    assert after_write == _snapshot(server_client)
+    assert after_write == contents(server_client)
     assert backlog.left() == 30
     backlog.assert_conserved()
 

@@ -15,7 +15,7 @@ from expirer.keys import ShardKeys, shard_of
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log
-from tests.inventory import NOW, Inventory
+from tests.inventory import NOW, Inventory, contents
 
 MAX = 2**53
 MINUTE = timedelta(minutes=1)
@@ -32,11 +32,6 @@ def refusal(step: Callable[[], Reservation]) -> Code:
     with pytest.raises(Refused) as refused:
         step()
     return refused.value.code
-
-
-def snapshot(client: redis.Redis) -> dict[bytes, bytes]:
-    """Return every key with its serialized value."""
-    return {key: client.dump(key) for key in client.scan_iter()}  # type: ignore[misc]
 
 
 def test_reserve_holds_units(inventory: Inventory, reservations: Reservations) -> None:
@@ -127,12 +122,12 @@ def test_a_second_call_changes_nothing(inventory: Inventory, reservations: Reser
     inventory.stock("mug", 10)
     reservations.reserve("o1", "mug", 3)
     first = STEPS[name](reservations)
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     second = STEPS[name](reservations)
 
     assert replace(first, changed=False) == second
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
     inventory.assert_conserved({"mug": 10})
 
 
@@ -158,13 +153,13 @@ def test_an_ended_reservation_stays_ended(
         "Expired": lambda _: worker.tick(),
     }
     endings[ending](reservations)  # type: ignore[no-untyped-call]
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     with pytest.raises(Ended) as ended:
         STEPS[late](reservations)
 
     assert (Code.ENDED, ending) == (ended.value.code, ended.value.status)
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
     inventory.assert_conserved({"mug": 10})
 
 
@@ -183,14 +178,14 @@ def test_late_is_not_too_late(inventory: Inventory, reservations: Reservations, 
 def test_reserve_refuses_more_than_is_available(inventory: Inventory, reservations: Reservations) -> None:
     """Where fewer units are available than asked for nothing changes, and the refusal says how many are."""
     inventory.stock("mug", 2)
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     with pytest.raises(InsufficientStock) as refused:
         reservations.reserve("o1", "mug", 3)
 
     assert (refused.value.code, refused.value.available) == (Code.INSUFFICIENT_STOCK, 2)
     assert str(refused.value) == "o1:mug: insufficient_stock (2 available)"
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
 
 
 def damage(inventory: Inventory, kind: str) -> None:
@@ -245,10 +240,10 @@ def test_damage_is_refused(inventory: Inventory, reservations: Reservations, ste
     inventory.stock("mug", 10)
     reservations.reserve("o1", "mug", 3)
     damage(inventory, kind)
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     assert code == refusal(lambda: STEPS[step](reservations))
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +263,10 @@ def test_reserve_refuses_damaged_stock(
     """Units are reserved only from counters that can be understood."""
     if stock is not None:
         inventory.stock("mug", *stock)
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     assert code == refusal(lambda: reservations.reserve("o1", "mug", 3))
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
 
 
 def test_reserve_refuses_a_stock_of_another_type(inventory: Inventory, reservations: Reservations) -> None:
@@ -316,12 +311,12 @@ def test_a_key_of_another_type_stops_a_step(
         reservations.reserve("o1", "mug", 3)
     inventory.client.delete(getattr(inventory.keys, name))
     inventory.client.set(getattr(inventory.keys, name), "not ours")
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         STEPS[step](reservations)
 
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
 
 
 @pytest.mark.parametrize("step", ["confirm", "release", "extend"])
@@ -491,12 +486,12 @@ def test_scripts_refuse_a_bad_duration(
     if step == "extend":
         names.pop(2)
     arguments = ["o1:mug", "o1", "mug", *(["3"] if step == "reserve" else []), duration, "", "", keys.wake]
-    before = snapshot(inventory.client)
+    before = contents(inventory.client)
 
     reply = inventory.client.eval(scripts.load(step).text, len(names), *names, *arguments)
 
     assert reply[0] == b"duration_invalid"
-    assert before == snapshot(inventory.client)
+    assert before == contents(inventory.client)
 
 
 @pytest.mark.parametrize("step", ["confirm", "release"])
