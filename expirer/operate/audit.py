@@ -18,7 +18,7 @@ from tqdm import tqdm
 from expirer.logs import build_logger
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
 from expirer.operate.server import redis_or_say, server_now
-from expirer.operate.survey import URGENT_SLICE, Survey, integer
+from expirer.operate.survey import Survey, integer
 from expirer.operate.terminal import confirms, shown, who
 from expirer.settings import Settings
 from expirer.texts import readable
@@ -265,7 +265,7 @@ class _Recount:
             if number == self._number and (row.id in self._held or row.product_id == self._product_id):
                 self._take(row)
         ids = self._survey.known(self._number, self._product_id) - self._held.keys() if not self._is_read else ()
-        for row in self._survey.examine(self._number, ids, URGENT_SLICE):
+        for row in self._survey.examine(self._number, ids):
             self._take(row)
         self._is_read = True
         type_ = pipe.type(self.key).decode()

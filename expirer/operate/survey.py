@@ -20,9 +20,9 @@ from expirer.operate.feed import Feed
 from expirer.settings import Settings
 
 _SLICE = 10
-"""Reservations of the walk that are looked at in one script; it holds the server for less than 0.1 ms."""
-URGENT_SLICE = 50
-"""Of those that are written meanwhile, and in a recount: whatever takes longer meets more that changes."""
+"""Reservations that are looked at in one script; it holds the server for less than 0.1 ms."""
+_NEWS_SLICE = 50
+"""Of those that are written meanwhile: where there are many, the walk must not fall behind."""
 _COUNT = 50
 """Keys that one SCAN walks over."""
 _REST = 1.0
@@ -114,7 +114,7 @@ class Survey:
         """Return (shard, row) for every reservation written since the last call."""
         if self._feed is None:
             return []
-        return list(self._look(self._located(self._feed.written()), URGENT_SLICE))
+        return list(self._look(self._located(self._feed.written()), _NEWS_SLICE))
 
     def examine(self, number: int, ids: Iterable[bytes], size: int = _SLICE) -> Iterator[Row]:
         """Yield the rows of some reservations of one shard as they are now."""
