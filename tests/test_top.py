@@ -450,7 +450,7 @@ def test_a_terminal_that_goes_away_ends_it(own_server: RedisServer) -> None:
             written += os.read(ours, 4096)
         os.close(ours)
 
-        assert process.wait(20) == 1
+        assert process.wait(20) in (1, 120)  # 120: Python could not say why either
     finally:
         process.kill()
         process.wait()
