@@ -260,14 +260,9 @@ class _Recount:
 
     def _watch(self, pipe: Any) -> Count:  # noqa: ANN401  # redis-py types its pipeline's replies as Any
         settings = self._survey.settings
+        self._catch_up()  # most is read before the watch, so that little can happen under it
         pipe.watch(self.key)
-        for number, row in self._survey.news():
-            if number == self._number and (row.id in self._held or row.product_id == self._product_id):
-                self._take(row)
-        ids = self._survey.known(self._number, self._product_id) - self._held.keys() if not self._is_read else ()
-        for row in self._survey.examine(self._number, ids):
-            self._take(row)
-        self._is_read = True
+        self._catch_up()
         type_ = pipe.type(self.key).decode()
         available = reserved = None
         if type_ == "hash":
@@ -284,6 +279,16 @@ class _Recount:
             reservations=len(self._held),
             is_certain=len(quantities) == len(self._held),
         )
+
+    def _catch_up(self) -> None:
+        """Read what was written since the last time; the first time all that is known of the product."""
+        for number, row in self._survey.news():
+            if number == self._number and (row.id in self._held or row.product_id == self._product_id):
+                self._take(row)
+        ids = self._survey.known(self._number, self._product_id) - self._held.keys() if not self._is_read else ()
+        for row in self._survey.examine(self._number, ids):
+            self._take(row)
+        self._is_read = True
 
     def _take(self, row: Any) -> None:  # noqa: ANN401
         if row.status == self._survey.settings.status_active and row.product_id == self._product_id:
