@@ -12,6 +12,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/tools.py
 	$(BIN)/pytest
 
 # One part, fewer rounds: make bench ONLY=drain ROUNDS=2
