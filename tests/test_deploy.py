@@ -1,0 +1,214 @@
+"""What deploy/ says is true of the program: its settings, its ports, its memory, its user; Kubernetes takes its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import kubernetes_validate
+import pytest
+
+import expirer
+from expirer.settings import Settings, load, variable
+from expirer.verbs import VERBS
+from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, objects, places, pods
+from tests.inventory import Inventory
+from tests.program import Program, wait_until
+from tests.reader import ROOT
+from tests.servers import RedisServer, free_port
+
+GUIDE = (ROOT / "docs" / "deployment.md").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OLDEST_KUBERNETES = "1.27"
+PASSWORD_FILE = "EXPIRER_REDIS_PASSWORD_FILE"
+MIB = 2**20
+
+every_pod = pytest.mark.parametrize("pod", pods().values(), ids=pods())
+every_server = pytest.mark.parametrize("pod", [pod for pod in pods().values() if pod.probes], ids=lambda pod: pod.file)
+
+
+def mib(quantity: str) -> int:
+    """Return a quantity of memory of Kubernetes as bytes."""
+    match = re.fullmatch(r"(\d+)Mi", quantity)
+    assert match is not None
+    return int(match[1]) * MIB
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Say whether a selector of Kubernetes picks a Pod with these labels."""
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
+        for rule in selector.get("matchExpressions", [])
+    )
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)
+def test_kubernetes_takes_each_file(path: Path, version: str) -> None:
+    """Each object is valid in the oldest Kubernetes that the guide names and in the newest; no field is misspelt."""
+    for described in objects(path):
+        kubernetes_validate.validate(described, version, strict=True)
+
+    assert f"Kubernetes {OLDEST_KUBERNETES}" in GUIDE
+
+
+@pytest.mark.parametrize("place", places(), ids=lambda place: place.file)
+def test_each_variable_is_a_setting(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The program takes every variable with the value that stands there."""
+    (tmp_path / "password").write_text("secret\n")
+    for name, value in place.variables.items():
+        monkeypatch.setenv(name, str(tmp_path / "password") if name == PASSWORD_FILE else value)
+
+    assert place.variables.keys() <= {variable(name) for name in load().model_fields_set}
+
+
+def test_no_file_names_another_variable() -> None:
+    """Whatever is called EXPIRER_… in a deployed file or in the guide is a setting, comments included."""
+    texts = [path.read_text() for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".service", ".env", ".py")]
+    named = {name for text in (*texts, GUIDE) for name in re.findall(r"\bEXPIRER_[A-Z_]*[A-Z]\b", text)}
+
+    assert set() == named - {variable(name) for name in Settings.model_fields}
+
+
+def test_the_image_is_the_one_that_is_built() -> None:
+    """Every place runs this version's image, and the guide builds it."""
+    image = f"expirer:{expirer.__version__}"
+
+    assert {image} == {place.image for place in places() if place.image}
+    assert f"docker build --tag {image} ." in GUIDE
+
+
+def test_the_image_can_serve() -> None:
+    """The image has the extra that metrics and probes need."""
+    assert '[http]"' in DOCKERFILE
+
+
+@every_pod
+def test_a_container_has_no_right_that_it_does_not_need(pod: Pod) -> None:
+    """Each container fulfils the restricted Pod Security Standard, as the image's user, with nothing to write to."""
+    (user,) = re.findall(r"^USER (\d+):\1$", DOCKERFILE, re.MULTILINE)
+    of_the_pod = {name: value for name, value in pod.spec.get("securityContext", {}).items() if name != "fsGroup"}
+
+    assert {
+        "runAsNonRoot": True,
+        "runAsUser": int(user),
+        "runAsGroup": int(user),
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    } == of_the_pod | pod.container["securityContext"]
+    assert pod.spec["automountServiceAccountToken"] is False
+
+
+@every_pod
+def test_the_password_is_a_mounted_file(pod: Pod) -> None:
+    """The password is a key of the secret that the guide creates, in a folder that is renewed (no subPath)."""
+    (mount,) = pod.container["volumeMounts"]
+    (volume,) = (volume for volume in pod.spec["volumes"] if volume["name"] == mount["name"])
+    secret = volume["secret"]
+    (item,) = secret["items"]
+
+    assert {"name", "mountPath", "readOnly"} == mount.keys()
+    assert pod.variables[PASSWORD_FILE] == f"{mount['mountPath']}/{item['path']}"
+    assert f"kubectl create secret generic {secret['secretName']} --from-file={item['key']}=" in GUIDE
+    # Others can read it, or the group may and the container is in it.
+    assert secret.get("defaultMode", 0o644) & 0o004 or pod.spec["securityContext"]["fsGroup"] == 10001
+
+
+@every_server
+def test_one_port_throughout(pod: Pod) -> None:
+    """The program listens where probes and Prometheus ask, on an address that they reach."""
+    (port,) = pod.container["ports"]
+
+    assert {port["name"]} == {probe["httpGet"]["port"] for probe in pod.probes.values()}
+    assert {"scrape": "true", "port": str(port["containerPort"]), "path": "/metrics"} == {
+        name.removeprefix("prometheus.io/"): value for name, value in pod.annotations.items()
+    }
+    assert (str(port["containerPort"]), "0.0.0.0") == (  # noqa: S104  # in a Pod
+        pod.variables["EXPIRER_HTTP_PORT"],
+        pod.variables["EXPIRER_HTTP_HOST"],
+    )
+
+
+def test_an_outage_restarts_nothing() -> None:
+    """What lives on asks /livez, and a sidecar that is not ready does not take its shop away."""
+    paths = {
+        pod.file: {name: probe["httpGet"]["path"] for name, probe in pod.probes.items()} for pod in pods().values()
+    }
+
+    assert {
+        "cronjob.yaml": {},
+        "sidecar.yaml": {"startupProbe": "/readyz", "livenessProbe": "/livez"},
+        "standalone.yaml": {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"},
+    } == paths
+
+
+def test_each_selector_picks_its_pods() -> None:
+    """Each selector in a file picks the Pod of that file; the network policy those that have no shop in them."""
+    labels = {name: pod.labels for name, pod in pods().items()}
+    policy, deployment, budget = (
+        objects(DEPLOY / "kubernetes" / name)[at]["spec"]
+        for name, at in (("networkpolicy.yaml", 0), ("standalone.yaml", 0), ("standalone.yaml", 1))
+    )
+    (sidecar,) = (described["spec"]["selector"] for described in objects(DEPLOY / "kubernetes" / "sidecar.yaml"))
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    own = [deployment["selector"], budget["selector"], *(constraint["labelSelector"] for constraint in spread)]
+
+    assert [["standalone.yaml"]] * 4 == [[name for name in labels if selects(found, labels[name])] for found in own]
+    assert ["sidecar.yaml"] == [name for name in labels if selects(sidecar, labels[name])]
+    assert ["cronjob.yaml", "standalone.yaml"] == [n for n in labels if selects(policy["podSelector"], labels[n])]
+
+
+def test_the_cronjob_expires(own_server: RedisServer) -> None:
+    """What the CronJob runs gives units back and exits 0, in less than half of its memory."""
+    pod = pods()["cronjob.yaml"]
+    (verb,) = pod.container["args"]
+    environment = {name: value for name, value in pod.variables.items() if name != PASSWORD_FILE}
+    with own_server.client() as client:
+        shop = Inventory(client)
+        shop.overdue("mug", 500)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "expirer", verb],
+            env={**os.environ, **environment, "EXPIRER_REDIS_URL": own_server.url},
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+
+        assert (0, True) == (process.returncode, verb in VERBS)
+        assert (500, 0) == shop.counters("mug")
+        assert 2 * usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < mib(
+            pod.container["resources"]["limits"]["memory"]
+        )
+
+
+def test_what_probes_ask_is_served_within_the_memory(own_server: RedisServer) -> None:
+    """A worker and the process that serves answer every probe, and take less than what is requested for them."""
+    pytest.importorskip("expirer.observe", reason="the process that serves HTTP is not there yet")
+    port = free_port()
+    asked = {probe["httpGet"]["path"] for pod in pods().values() for probe in pod.probes.values()} | {"/metrics"}
+
+    def answers(path: str) -> bool:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:  # noqa: S310  # our own
+            return bool(answer.status == HTTPStatus.OK)
+        return False
+
+    with Program(own_server.url, "--http-port", str(port)) as program:
+        for path in asked:
+            wait_until(partial(answers, path))
+        pid = program.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        peaks = [re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{one}/status").read_text()) for one in (pid, *children)]
+    resources = [pod.container["resources"] for pod in pods().values() if pod.probes]
+
+    assert children
+    assert 1024 * sum(int(peak) for (peak,) in peaks) < min(mib(one["requests"]["memory"]) for one in resources)
