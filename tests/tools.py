@@ -1,4 +1,4 @@
-"""Real tools for the tests of what goes with the sidecar: found on PATH, or installed from Debian, no service with them."""
+"""Real tools for what goes with the sidecar: found on PATH, or installed from Debian, no service with them."""
 
 from __future__ import annotations
 
