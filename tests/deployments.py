@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +70,16 @@ def pods() -> dict[str, Pod]:
     return found
 
 
-def places() -> Iterator[Place]:
-    """Yield each place where the program, or the shop beside it, runs."""
-    for pod in pods().values():
-        yield Place(f"kubernetes/{pod.file}", pod.container["image"], pod.variables)
-    for name, service in COMPOSE["services"].items():
-        if "build" in service:
-            yield Place(f"compose.yaml, {name}", service["image"], service["environment"])
+def places() -> list[Place]:
+    """Return each place where the program, or the shop beside it, runs."""
     assignments = re.findall(r"^Environment=(\w+)=(.*)$", UNIT, re.MULTILINE)
     assignments += re.findall(r"^(\w+)=(.*)$", (DEPLOY / "systemd" / "expirer.env").read_text(), re.MULTILINE)
-    yield Place("systemd", "", dict(assignments))
+    return [
+        *(Place(f"kubernetes/{pod.file}", pod.container["image"], pod.variables) for pod in pods().values()),
+        *(
+            Place(f"compose.yaml, {name}", service["image"], service["environment"])
+            for name, service in COMPOSE["services"].items()
+            if "build" in service
+        ),
+        Place("systemd", "", dict(assignments)),
+    ]

@@ -1,4 +1,4 @@
-"""What deploy/ says is true of the program: its settings, its ports, its memory, its user; Kubernetes takes its files."""
+"""What deploy/ says is true of the program: settings, ports, memory, user; and Kubernetes takes its files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ import expirer
 from expirer.settings import Settings, load, variable
 from expirer.verbs import VERBS
 from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, objects, places, pods
-from tests.inventory import Inventory
-from tests.program import Program, wait_until
+from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OLDEST_KUBERNETES = "1.27"
-PASSWORD_FILE = "EXPIRER_REDIS_PASSWORD_FILE"
+PASSWORD_FILE = variable("redis_password_file")
 MIB = 2**20
 
-every_pod = pytest.mark.parametrize("pod", pods().values(), ids=pods())
+every_pod = pytest.mark.parametrize("pod", list(pods().values()), ids=list(pods()))
 every_server = pytest.mark.parametrize("pod", [pod for pod in pods().values() if pod.probes], ids=lambda pod: pod.file)
 
 
@@ -174,8 +173,8 @@ def test_the_cronjob_expires(own_server: RedisServer) -> None:
     (verb,) = pod.container["args"]
     environment = {name: value for name, value in pod.variables.items() if name != PASSWORD_FILE}
     with own_server.client() as client:
-        shop = Inventory(client)
-        shop.overdue("mug", 500)
+        backlog = Backlog(client)
+        backlog.add(500)
         process = subprocess.Popen(
             [sys.executable, "-m", "expirer", verb],
             env={**os.environ, **environment, "EXPIRER_REDIS_URL": own_server.url},
@@ -185,7 +184,7 @@ def test_the_cronjob_expires(own_server: RedisServer) -> None:
         process.returncode = os.waitstatus_to_exitcode(status)
 
         assert (0, True) == (process.returncode, verb in VERBS)
-        assert (500, 0) == shop.counters("mug")
+        backlog.assert_expired_once()
         assert 2 * usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < mib(
             pod.container["resources"]["limits"]["memory"]
         )
@@ -198,14 +197,14 @@ def test_what_probes_ask_is_served_within_the_memory(own_server: RedisServer) ->
     asked = {probe["httpGet"]["path"] for pod in pods().values() for probe in pod.probes.values()} | {"/metrics"}
 
     def answers(path: str) -> bool:
-        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:  # noqa: S310  # our own
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return bool(answer.status == HTTPStatus.OK)
         return False
 
     with Program(own_server.url, "--http-port", str(port)) as program:
         for path in asked:
             wait_until(partial(answers, path))
-        pid = program.pid
+        pid = program._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         peaks = [re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{one}/status").read_text()) for one in (pid, *children)]
     resources = [pod.container["resources"] for pod in pods().values() if pod.probes]

@@ -1,0 +1,111 @@
+"""The Compose file: it is valid, and all that it mounts, names and connects is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import yaml
+
+from tests.deployments import COMPOSE, DEPLOY
+from tests.reader import ROOT
+
+SERVICES = COMPOSE["services"]
+
+
+def test_it_is_valid() -> None:
+    """The Compose Specification knows every word of it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr), done.stdout
+
+
+def test_all_that_it_mounts_is_there() -> None:
+    """Each mounted file exists, and each volume is declared."""
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    sources = {mount.partition(":")[0] for mount in mounts}
+    files = {source for source in sources if source.startswith(".")}
+
+    assert COMPOSE["volumes"].keys() == sources - files
+    assert [] == [source for source in sorted(files) if not (DEPLOY / source).is_file()]
+    assert [] == [mount for mount in mounts if mount.startswith(".") and not mount.endswith(":ro")]
+
+
+def test_what_starts_after_is_there() -> None:
+    """Each service that another waits for exists."""
+    awaited = {name for service in SERVICES.values() for name in service.get("depends_on", [])}
+
+    assert awaited <= SERVICES.keys()
+
+
+def test_who_asks_whom() -> None:
+    """Each address names a service, at the port where it listens; Prometheus scrapes the expirer's own."""
+    port = SERVICES["expirer"]["environment"]["EXPIRER_HTTP_PORT"]
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    scraped = [
+        target
+        for job in prometheus["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+        if job["job_name"] == "expirer"
+    ]
+    (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text())["datasources"]
+
+    assert [f"expirer:{port}"] == scraped
+    assert "http://prometheus:9090" == source["url"]
+    assert {"redis://redis:6379/0"} == {
+        service["environment"]["EXPIRER_REDIS_URL"].partition("?")[0]
+        for service in SERVICES.values()
+        if "build" in service
+    }
+
+
+def test_prometheus_finds_its_files() -> None:
+    """Prometheus is started with a file that is mounted, and its rules are mounted where that file looks for them."""
+    service = SERVICES["prometheus"]
+    inside = {mount.split(":")[1] for mount in service["volumes"]}
+    config = next(word.partition("=")[2] for word in service["command"] if word.startswith("--config.file="))
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["rule_files"]
+
+    assert {config, *(f"/etc/prometheus/{name.removeprefix('/etc/prometheus/')}" for name in rules)} <= inside
+
+
+def test_grafana_finds_its_dashboard() -> None:
+    """The provider reads the folder where the dashboard is mounted, which is the page that opens first."""
+    service = SERVICES["grafana"]
+    inside = {mount.split(":")[1] for mount in service["volumes"]}
+    (provider,) = yaml.safe_load((DEPLOY / "grafana" / "dashboards.yaml").read_text())["providers"]
+    home = service["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+
+    assert home in inside
+    assert home == f"{provider['options']['path']}/dashboard.json"
+
+
+def test_nobody_else_reaches_it() -> None:
+    """Each port is published to this machine alone."""
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+
+    assert [] == [port for port in published if not re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)]
+
+
+def test_its_redis_is_one_that_is_tested() -> None:
+    """The server is of an image that CI runs the tests on, keeps what it is told, and evicts nothing."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+
+    assert SERVICES["redis"]["image"] in workflow["jobs"]["test"]["strategy"]["matrix"]["image"]
+    assert "--appendonly yes --maxmemory-policy noeviction" in " ".join(SERVICES["redis"]["command"])
+
+
+def test_the_shop_and_the_expirer_give_up_every_right() -> None:
+    """Those of this project write to nothing, and can gain no right."""
+    ours = [service for service in SERVICES.values() if "build" in service]
+
+    assert [(True, ["ALL"], ["no-new-privileges:true"])] * 2 == [
+        (service["read_only"], service["cap_drop"], service["security_opt"]) for service in ours
+    ]
