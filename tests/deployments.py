@@ -83,3 +83,9 @@ def places() -> list[Place]:
         ),
         Place("systemd", "", dict(assignments)),
     ]
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that any thread of a process started, on Linux."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(lists).split()]
