@@ -27,6 +27,7 @@ from prometheus_client.utils import floatToGoString
 import expirer
 from expirer.keys import shard_keys
 from expirer.observe.refreshed import Refreshed
+from expirer.operate.reasons import ADVICE
 from expirer.operate.server import is_live, server_now
 from expirer.operate.status import ShardStatus, look_at
 from expirer.settings import Settings
@@ -37,7 +38,6 @@ _COUNTED = 1000
 """Units of so many overdue reservations are summed, the oldest: a scrape must not cost what a backlog costs."""
 _PATIENCE_S = 5.0
 """A look at many shards of which some hang ends after it; Prometheus waits ten seconds."""
-_REASON = "quarantined:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,9 @@ def _totals(sample: Sample) -> Iterator[Metric]:
         labels = [str(shard.shard)]
         for name, family in families.items():
             family.add_metric(labels, shard.totals.get(name, 0))
-        for name, total in shard.totals.items():
-            if name.startswith(_REASON):
-                reasons.add_metric([*labels, name.removeprefix(_REASON)], total)
+        for reason in ADVICE:
+            if total := shard.totals.get(f"quarantined:{reason}"):
+                reasons.add_metric([*labels, reason], total)
     return iter((*families.values(), reasons))
 
 
