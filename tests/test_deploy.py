@@ -206,7 +206,7 @@ def test_what_probes_ask_is_served_within_the_memory(own_server: RedisServer) ->
     with Program(own_server.url, "--http-port", str(port)) as program:
         for path in asked:
             wait_until(partial(answers, path))
-        pid = program._process.pid
+        pid = program.pid
         (web,) = children(pid)
         worker_bytes, web_bytes = peak_bytes(pid), peak_bytes(web)
     memory = {

@@ -18,9 +18,8 @@ from tests.servers import RedisServer, free_port
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 PROGRAM = "/opt/expirer/bin/expirer"
-EXPOSURE = 1.0
-"""Out of 10, as systemd 252 rates it; other versions may rate a little differently."""
-
+EXPOSURE, TOLERANCE = 1.0, 0.3
+"""Out of 10, as systemd 252 rates it; other versions rate a little differently."""
 STOP_S = 5.0
 """The promise is one second; the rest is for a busy machine."""
 
@@ -47,12 +46,12 @@ def test_systemd_understands_the_unit(tool: Tool, unit: Path) -> None:
 
 
 def test_the_unit_is_closed(tool: Tool, unit: Path) -> None:
-    """Its exposure is what the guide says, and no more than a version of systemd apart."""
-    code, report, _ = analyze(tool, "security", "--offline=true", "--no-pager", "--threshold=15", unit)
+    """Its exposure is what the guide says."""
+    highest = round(10 * (EXPOSURE + TOLERANCE))
+    code, report, _ = analyze(tool, "security", "--offline=true", "--no-pager", f"--threshold={highest}", unit)
 
     assert 0 == code, report
     assert f"its exposure {EXPOSURE} of 10" in GUIDE
-    assert re.search(r"Overall exposure level for expirer.service: [01]\.\d OK", report)
 
 
 def test_the_unit_reads_what_the_guide_installs() -> None:
@@ -75,7 +74,7 @@ def test_the_main_process_takes_all_with_it(own_server: RedisServer) -> None:
     """SIGTERM to the main process alone, as KillMode=mixed sends it, ends the program and leaves no process behind."""
     with Program(own_server.url, "--http-port", str(free_port())) as program:
         program.wait_for("web_started")
-        (web,) = children(program._process.pid)
+        (web,) = children(program.pid)
         program.signal(SIGTERM)
         code = program.wait(STOP_S)
 
