@@ -9,7 +9,9 @@ import sys
 import yaml
 
 from tests.deployments import COMPOSE, DEPLOY
+from tests.program import Program, wait_until
 from tests.reader import ROOT
+from tests.servers import RedisServer, free_port
 
 SERVICES = COMPOSE["services"]
 
@@ -109,3 +111,20 @@ def test_the_shop_and_the_expirer_give_up_every_right() -> None:
     assert [(True, ["ALL"], ["no-new-privileges:true"])] * 2 == [
         (service["read_only"], service["cap_drop"], service["security_opt"]) for service in ours
     ]
+
+
+def test_its_health_check_tells(own_server: RedisServer) -> None:
+    """The health check of the expirer succeeds while it works, and fails while its Redis is away."""
+    _, program, *words = SERVICES["expirer"]["healthcheck"]["test"]
+    port = str(free_port())
+
+    def check() -> int:
+        command = [sys.executable, *(word.replace("9877", port) for word in words)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    with Program(own_server.url, "--http-port", port):
+        wait_until(lambda: check() == 0)
+        own_server.stop()
+        wait_until(lambda: check() == 1)
+
+    assert "python" == program

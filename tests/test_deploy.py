@@ -15,12 +15,14 @@ from urllib.request import urlopen
 
 import kubernetes_validate
 import pytest
+import yaml
 
 import expirer
 from expirer.settings import Settings, load, variable
+from expirer.verbs import VERBS
 from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, children, objects, places, pods
 from tests.program import Backlog, Program, wait_until
-from tests.reader import ROOT
+from tests.reader import ROOT, blocks
 from tests.servers import RedisServer, free_port
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
@@ -172,6 +174,23 @@ def test_each_selector_picks_its_pods() -> None:
     assert [["standalone.yaml"]] * 4 == [[name for name in labels if selects(found, labels[name])] for found in own]
     assert ["sidecar.yaml"] == [name for name in labels if selects(sidecar, labels[name])]
     assert ["cronjob.yaml", "standalone.yaml"] == [n for n in labels if selects(policy["podSelector"], labels[n])]
+
+
+def test_the_guide_names_what_is_there() -> None:
+    """Each file and each verb in the guide exists, and its PodMonitor finds the Pods that serve."""
+    paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE) + [
+        f"../{path}" for path in re.findall(r"deploy/[\w./]+", GUIDE)
+    ]
+    verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
+    ((_, block),) = blocks(GUIDE, "yaml")
+    monitor = yaml.safe_load(block)["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    found = [pod for pod in pods().values() if selects(monitor["selector"], pod.labels)]
+
+    assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]
+    assert [] == [verb for verb in verbs if verb not in VERBS]
+    assert [("expirer", "/metrics")] * 2 == [(pod.container["ports"][0]["name"], endpoint["path"]) for pod in found]
+    assert "expirer" == endpoint["port"]
 
 
 def test_the_cronjob_expires(own_server: RedisServer) -> None:

@@ -21,13 +21,16 @@ SHOP = [sys.executable, str(DEPLOY / "shop.py")]
 
 
 @contextmanager
-def open_shop(url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def open_shop(url: str, log: Path) -> Iterator[None]:
     """Run the shop with holds of two seconds; close it in the end, with exit code 0."""
     environment = {"EXPIRER_REDIS_URL": url, "EXPIRER_DEFAULT_DURATION": "2s"}
+    log.touch()
+    opened = log.read_bytes().count(b"shop_opened")
     with log.open("ab") as stderr:
         process = subprocess.Popen(SHOP, env={**os.environ, **environment}, stderr=stderr)
     try:
-        yield process
+        wait_until(lambda: log.read_bytes().count(b"shop_opened") > opened)
+        yield
         process.send_signal(SIGTERM)
 
         assert process.wait(DEADLINE_S) == 0
@@ -53,9 +56,10 @@ def test_no_unit_is_lost(own_server: RedisServer, tmp_path: Path) -> None:
             wait_until(lambda: b"redis_is_down" in log.read_bytes())
             own_server.signal(SIGCONT)
             wait_until(lambda: b"redis_is_back" in log.read_bytes())
+        wait_until(lambda: not client.zcard(shop.keys.index))
         expired = client.xlen(shop.keys.events)
         with open_shop(own_server.url, log):
-            wait_until(lambda: client.xlen(shop.keys.events) > expired + 200)
+            wait_until(lambda: client.xlen(shop.keys.events) > expired + 20)
         wait_until(lambda: not client.zcard(shop.keys.index))
 
         assert 2 == log.read_bytes().count(b"shop_closed")
