@@ -51,9 +51,8 @@ def _install() -> None:
                 _run(*_APT, "install", "--no-install-recommends", package)
         for package in _SERVICES.intersection(wanted):
             _run("update-rc.d", package, "disable")
-    for tool in PACKAGES:
-        if not find_tool(tool):
-            sys.stderr.write(f"{missing(tool)}; without it its tests are skipped, and fail where CI is set\n")
+    if gone := [tool for tool in PACKAGES if not find_tool(tool)]:
+        sys.stderr.write(f"no {', '.join(gone)}; their tests are skipped, and fail where CI is set\n")
 
 
 def _run(*words: str) -> None:
