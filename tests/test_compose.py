@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from tests.deployments import COMPOSE, DEPLOY
@@ -14,6 +15,12 @@ from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 
 SERVICES = COMPOSE["services"]
+PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+
+
+def mounted(name: str) -> set[str]:
+    """Return the paths inside a service's container where something is mounted."""
+    return {mount.split(":")[1] for mount in SERVICES[name]["volumes"]}
 
 
 def test_it_is_valid() -> None:
@@ -47,45 +54,40 @@ def test_what_starts_after_is_there() -> None:
 
 
 def test_who_asks_whom() -> None:
-    """Each address names a service, at the port where it listens; Prometheus scrapes the expirer's own."""
+    """Each address names a service, at the port where it listens."""
     port = SERVICES["expirer"]["environment"]["EXPIRER_HTTP_PORT"]
-    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
-    scraped = [
-        target
-        for job in prometheus["scrape_configs"]
-        for group in job["static_configs"]
-        for target in group["targets"]
-        if job["job_name"] == "expirer"
-    ]
+    (job,) = PROMETHEUS["scrape_configs"]
+    (alerting,) = PROMETHEUS["alerting"]["alertmanagers"]
     (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text())["datasources"]
+    redis_urls = {service["environment"]["EXPIRER_REDIS_URL"] for service in SERVICES.values() if "build" in service}
 
-    assert [f"expirer:{port}"] == scraped
+    assert {"targets": [f"expirer:{port}"]} in job["static_configs"]
+    assert {"targets": ["alertmanager:9093"]} in alerting["static_configs"]
     assert "http://prometheus:9090" == source["url"]
-    assert {"redis://redis:6379/0"} == {
-        service["environment"]["EXPIRER_REDIS_URL"].partition("?")[0]
-        for service in SERVICES.values()
-        if "build" in service
-    }
+    assert PROMETHEUS["global"]["scrape_interval"] == source["jsonData"]["timeInterval"]
+    assert {"redis://redis:6379/0"} == {url.partition("?")[0] for url in redis_urls}
+    assert {"alertmanager", "expirer", "prometheus", "redis"} <= SERVICES.keys()
 
 
-def test_prometheus_finds_its_files() -> None:
-    """Prometheus is started with a file that is mounted, and its rules are mounted where that file looks for them."""
-    service = SERVICES["prometheus"]
-    inside = {mount.split(":")[1] for mount in service["volumes"]}
-    config = next(word.partition("=")[2] for word in service["command"] if word.startswith("--config.file="))
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["rule_files"]
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager"])
+def test_it_starts_with_what_is_mounted(name: str) -> None:
+    """Prometheus and Alertmanager are told of a configuration that is mounted."""
+    (told,) = (word.partition("=")[2] for word in SERVICES[name]["command"] if word.startswith("--config.file="))
 
-    assert {config, *(f"/etc/prometheus/{name.removeprefix('/etc/prometheus/')}" for name in rules)} <= inside
+    assert told in mounted(name)
+
+
+def test_prometheus_finds_its_rules() -> None:
+    """The rules are mounted where the configuration looks for them: beside it."""
+    assert {f"/etc/prometheus/{rules}" for rules in PROMETHEUS["rule_files"]} <= mounted("prometheus")
 
 
 def test_grafana_finds_its_dashboard() -> None:
     """The provider reads the folder where the dashboard is mounted, which is the page that opens first."""
-    service = SERVICES["grafana"]
-    inside = {mount.split(":")[1] for mount in service["volumes"]}
     (provider,) = yaml.safe_load((DEPLOY / "grafana" / "dashboards.yaml").read_text())["providers"]
-    home = service["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
 
-    assert home in inside
+    assert home in mounted("grafana")
     assert home == f"{provider['options']['path']}/dashboard.json"
 
 
