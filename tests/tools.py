@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,9 +40,9 @@ def missing(name: str) -> str:
     return f"no {name}: put one on PATH, or run `python tests/tools.py` as root to install Debian's {PACKAGES[name]}"
 
 
-def _install() -> None:
-    """Install what is not on PATH, where that is possible; say what stays missing."""
-    wanted = sorted({package for tool, package in PACKAGES.items() if not find_tool(tool)})
+def _install(names: Collection[str]) -> None:
+    """Install those that are not on PATH, where that is possible; say what stays missing."""
+    wanted = sorted({PACKAGES[name] for name in names if not find_tool(name)})
     if wanted and os.geteuid() == 0 and shutil.which("apt-get"):
         sys.stderr.write(f"installing Debian's {', '.join(wanted)}\n")
         with _no_service_starts():
@@ -51,7 +51,7 @@ def _install() -> None:
                 _run(*_APT, "install", "--no-install-recommends", package)
         for package in _SERVICES.intersection(wanted):
             _run("update-rc.d", package, "disable")
-    if gone := [tool for tool in PACKAGES if not find_tool(tool)]:
+    if gone := [name for name in names if not find_tool(name)]:
         sys.stderr.write(f"no {', '.join(gone)}; their tests are skipped, and fail where CI is set\n")
 
 
@@ -75,4 +75,4 @@ def _no_service_starts() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    _install()
+    _install(sys.argv[1:] or PACKAGES)
