@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import PurePosixPath
 
-import pytest
 import yaml
 
 from tests.deployments import COMPOSE, DEPLOY
@@ -15,6 +15,7 @@ from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 
 SERVICES = COMPOSE["services"]
+CONFIG = PurePosixPath("/etc/prometheus/prometheus.yaml")
 PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
 
 
@@ -57,29 +58,23 @@ def test_who_asks_whom() -> None:
     """Each address names a service, at the port where it listens."""
     port = SERVICES["expirer"]["environment"]["EXPIRER_HTTP_PORT"]
     (job,) = PROMETHEUS["scrape_configs"]
-    (alerting,) = PROMETHEUS["alerting"]["alertmanagers"]
     (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text())["datasources"]
     redis_urls = {service["environment"]["EXPIRER_REDIS_URL"] for service in SERVICES.values() if "build" in service}
 
     assert {"targets": [f"expirer:{port}"]} in job["static_configs"]
-    assert {"targets": ["alertmanager:9093"]} in alerting["static_configs"]
     assert "http://prometheus:9090" == source["url"]
     assert PROMETHEUS["global"]["scrape_interval"] == source["jsonData"]["timeInterval"]
     assert {"redis://redis:6379/0"} == {url.partition("?")[0] for url in redis_urls}
-    assert {"alertmanager", "expirer", "prometheus", "redis"} <= SERVICES.keys()
+    assert {"expirer", "prometheus", "redis"} <= SERVICES.keys()
 
 
-@pytest.mark.parametrize("name", ["prometheus", "alertmanager"])
-def test_it_starts_with_what_is_mounted(name: str) -> None:
-    """Prometheus and Alertmanager are told of a configuration that is mounted."""
-    (told,) = (word.partition("=")[2] for word in SERVICES[name]["command"] if word.startswith("--config.file="))
+def test_prometheus_finds_its_files() -> None:
+    """Prometheus is told of a configuration that is mounted, and the rules are mounted beside it."""
+    config = f"--config.file={CONFIG}"
+    rules = {str(CONFIG.with_name(name)) for name in PROMETHEUS["rule_files"]}
 
-    assert told in mounted(name)
-
-
-def test_prometheus_finds_its_rules() -> None:
-    """The rules are mounted where the configuration looks for them: beside it."""
-    assert {f"/etc/prometheus/{rules}" for rules in PROMETHEUS["rule_files"]} <= mounted("prometheus")
+    assert config in SERVICES["prometheus"]["command"]
+    assert {str(CONFIG)} | rules <= mounted("prometheus")
 
 
 def test_grafana_finds_its_dashboard() -> None:
