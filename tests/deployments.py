@@ -32,7 +32,6 @@ class Pod:
 
     file: str
     labels: dict[str, str]
-    annotations: dict[str, str]
     spec: dict[str, Any]
 
     @property
@@ -65,8 +64,7 @@ def pods() -> dict[str, Pod]:
             spec = described["spec"]
             template = spec.get("jobTemplate", described)["spec"].get("template")
             if template:
-                metadata = template["metadata"]
-                found[path.name] = Pod(path.name, metadata["labels"], metadata.get("annotations", {}), template["spec"])
+                found[path.name] = Pod(path.name, template["metadata"]["labels"], template["spec"])
     return found
 
 

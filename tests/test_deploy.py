@@ -20,6 +20,7 @@ import yaml
 import expirer
 from expirer.settings import Settings, load, variable
 from expirer.verbs import VERBS
+from tests.conftest import Tool
 from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, children, objects, places, pods
 from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT, blocks
@@ -134,13 +135,10 @@ def test_the_password_is_a_mounted_file(pod: Pod) -> None:
 
 @every_server
 def test_one_port_throughout(pod: Pod) -> None:
-    """The program listens where probes and Prometheus ask, on an address that they reach."""
+    """The program listens where the probes ask, on an address that they reach."""
     (port,) = pod.container["ports"]
 
     assert {port["name"]} == {probe["httpGet"]["port"] for probe in pod.probes.values()}
-    assert {"scrape": "true", "port": str(port["containerPort"]), "path": "/metrics"} == {
-        name.removeprefix("prometheus.io/"): value for name, value in pod.annotations.items()
-    }
     assert (str(port["containerPort"]), "0.0.0.0") == (  # noqa: S104  # in a Pod
         pod.variables["EXPIRER_HTTP_PORT"],
         pod.variables["EXPIRER_HTTP_HOST"],
@@ -177,20 +175,35 @@ def test_each_selector_picks_its_pods() -> None:
 
 
 def test_the_guide_names_what_is_there() -> None:
-    """Each file and each verb in the guide exists, and its PodMonitor finds the Pods that serve."""
-    paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE) + [
-        f"../{path}" for path in re.findall(r"deploy/[\w./]+", GUIDE)
-    ]
+    """Each file and each verb in the guide exists."""
+    paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE)
+    paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./]+", GUIDE)]
     verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
-    ((_, block),) = blocks(GUIDE, "yaml")
-    monitor = yaml.safe_load(block)["spec"]
-    (endpoint,) = monitor["podMetricsEndpoints"]
-    found = [pod for pod in pods().values() if selects(monitor["selector"], pod.labels)]
 
     assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]
     assert [] == [verb for verb in verbs if verb not in VERBS]
-    assert [("expirer", "/metrics")] * 2 == [(pod.container["ports"][0]["name"], endpoint["path"]) for pod in found]
-    assert "expirer" == endpoint["port"]
+
+
+def test_the_guide_scrapes_who_serves(tool: Tool, tmp_path: Path) -> None:
+    """The guide's job keeps the port that serves, and its PodMonitor finds the same Pods and port."""
+    job, monitor = (block for _, block in blocks(GUIDE, "yaml"))
+    # Debian's Prometheus is built without Kubernetes.
+    (tmp_path / "prometheus.yaml").write_text(job.replace("kubernetes_sd_configs: [{role: pod}]", "static_configs: []"))
+    checked = subprocess.run(
+        [tool("promtool"), "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, check=False
+    )
+    (kept,) = yaml.safe_load(job)["scrape_configs"][0]["relabel_configs"]
+    spec = yaml.safe_load(monitor)["spec"]
+    served = {(pod.file, pod.container["ports"][0]["name"]) for pod in pods().values() if pod.probes}
+
+    assert 0 == checked.returncode, checked.stderr
+    assert {kept["regex"]} == {port for _, port in served}
+    assert served == {
+        (pod.file, endpoint["port"])
+        for pod in pods().values()
+        for endpoint in spec["podMetricsEndpoints"]
+        if selects(spec["selector"], pod.labels)
+    }
 
 
 def test_the_cronjob_expires(own_server: RedisServer) -> None:
