@@ -4,11 +4,16 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench clean demo lint test
+.PHONY: bench clean demo demo-monitoring lint test
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
 	$(BIN)/expirer demo
+
+demo-monitoring: $(VENV)/.test
+	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/tools.py prometheus prometheus-alertmanager
+	$(BIN)/python -m deploy.monitoring
 
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,44 @@ _DEADLINE_S = 60
 
 
 class Daemon:
-    """One process that answers HTTP on a port of loopback; what it says goes into a file of its folder."""
+    """One process in a folder of its own, where what it says goes into a file.
 
-    def __init__(self, arguments: Sequence[str | Path], folder: Path, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    Args:
+        port: of loopback, on which it answers HTTP; 0: on none.
+        ready: the path that answers 200 once it has started.
+        environment: None: this process's own.
+
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        folder: Path,
+        port: int = 0,
+        ready: str = "/-/ready",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.url = f"http://{self.address}"
         self._log = folder / "log"
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C is for who started it.
-            self._process = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-        deadline = time.monotonic() + _DEADLINE_S
-        while not self._is_ready():
-            if time.monotonic() > deadline or not self.is_running:
-                self.stop()
-                raise RuntimeError(self._log.read_text())
-            time.sleep(0.05)
+            self._process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            if port:
+                self._wait_for(ready)
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
+
+    def said(self) -> str:
+        """Return what it has said so far."""
+        return self._log.read_text()
 
     def get(self, path: str, **query: str) -> Any:  # noqa: ANN401  # JSON
         """Return what is answered, parsed."""
@@ -48,9 +67,16 @@ class Daemon:
         self._process.kill()
         self._process.wait()
 
-    def _is_ready(self) -> bool:
+    def _wait_for(self, path: str) -> None:
+        deadline = time.monotonic() + _DEADLINE_S
+        while not self._is_ready(path):
+            if time.monotonic() > deadline or not self.is_running:
+                raise RuntimeError(self.said())
+            time.sleep(0.05)
+
+    def _is_ready(self, path: str) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=10) as answer:  # noqa: S310  # http only
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:  # noqa: S310  # http only
                 return bool(answer.status == 200)
         except OSError:
             return False
