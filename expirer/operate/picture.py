@@ -10,6 +10,7 @@ from typing import Any
 
 from redis import Redis
 
+from expirer.control import Pause
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import server_now
 from expirer.operate.status import ShardStatus, look_at
@@ -58,6 +59,26 @@ class Picture:
     def overdue(self) -> int:
         """Reservations that are due and not expired."""
         return sum(shard.overdue for shard in self.shards)
+
+    @property
+    def pauses(self) -> list[tuple[Pause, list[int]]]:
+        """Each pause with the shards that it holds: those that one hand paused together are one."""
+        together: dict[tuple[str, str, int | None], tuple[Pause, list[int]]] = {}
+        for shard in self.shards:
+            pause = shard.paused
+            if pause is not None:
+                together.setdefault((pause.by, pause.reason, pause.until), (pause, []))[1].append(shard.shard)
+        return list(together.values())
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """Each worker as the shard saw it that it ticked last on; the last to tick first."""
+        latest: dict[str, dict[str, Any]] = {}
+        for shard in self.shards:
+            for worker in shard.workers:
+                if worker["last_tick"] > latest.get(worker["id"], worker)["last_tick"] or worker["id"] not in latest:
+                    latest[worker["id"]] = worker
+        return sorted(latest.values(), key=lambda worker: -worker["last_tick"])
 
 
 class Camera:
