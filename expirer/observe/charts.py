@@ -52,7 +52,7 @@ def charts(points: Sequence[Point], now: int, *, has_events: bool) -> list[Chart
     return [*found, _chart("rate", "Expired per second", recent, now, figure, lambda point: point.rate)]
 
 
-def _chart(  # noqa: PLR0913, PLR0917  # what to draw, and how it is called
+def _chart(
     name: str, title: str, points: Sequence[Point], now: int, shown: Callable[[float], str], *values: _Value
 ) -> Chart:
     """Draw values of each point; the first is the largest."""

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class View:
     silent_since: int
     """When the last picture was taken, or when the looking began."""
     picture: Picture | None = None
-    quarantine: Quarantine = Quarantine()
+    quarantine: Quarantine = field(default_factory=Quarantine)
     """As it was at that picture."""
     points: tuple[Point, ...] = ()
     error: str = ""

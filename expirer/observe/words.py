@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from expirer.operate.terminal import shown, shown_time
 
-_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
+_SECOND = 1000
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", _SECOND))
 _LONGEST = 120
 
 
@@ -18,11 +20,7 @@ def cut(text: str, longest: int = _LONGEST) -> str:
 
 def span(ms: int) -> str:
     """Return a duration in its two largest units."""
-    for unit, name, part, small in (
-        (_DAY, "d", _HOUR, "h"),
-        (_HOUR, "h", _MINUTE, "min"),
-        (_MINUTE, "min", _SECOND, "s"),
-    ):
+    for (name, unit), (small, part) in pairwise(_UNITS):
         if ms >= unit:
             return f"{ms // unit:,} {name} {ms % unit // part} {small}"
     return f"{ms} ms" if ms < _SECOND else f"{ms // 100 / 10} s"
