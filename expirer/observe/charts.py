@@ -25,6 +25,7 @@ _Run = list[tuple[int, float]]
 class Curve:
     """The paths of one value: its edge, and what is below."""
 
+    name: str
     edge: str
     area: str
 
@@ -46,17 +47,18 @@ class Chart:
 def charts(points: Sequence[Point], now: int, *, has_events: bool) -> list[Chart]:
     """Draw overdue, lateness (where there are events) and rate over the hour before `now`, Unix ms."""
     recent = [point for point in points if now - HOUR_MS < point.at <= now]
-    found = [_chart("overdue", "Overdue reservations", recent, now, figure, lambda point: point.overdue)]
+    found = [_chart("overdue", "Overdue reservations", recent, now, figure, overdue=lambda point: point.overdue)]
     if has_events:
-        found.append(_chart("lateness", "Lateness, worst and median", recent, now, _ms, _worst, _median))
-    return [*found, _chart("rate", "Expired per second", recent, now, figure, lambda point: point.rate)]
+        found.append(_chart("lateness", "Lateness", recent, now, _ms, worst=_worst, median=_median))
+    return [*found, _chart("rate", "Expired per second", recent, now, figure, rate=lambda point: point.rate)]
 
 
 def _chart(
-    name: str, title: str, points: Sequence[Point], now: int, shown: Callable[[float], str], *values: _Value
+    name: str, title: str, points: Sequence[Point], now: int, shown: Callable[[float], str], **values: _Value
 ) -> Chart:
     """Draw values of each point; the first is the largest."""
-    known = [(value, point.at) for point in points if (value := values[0](point)) is not None]
+    largest = next(iter(values.values()))
+    known = [(value, point.at) for point in points if (value := largest(point)) is not None]
     most, at = max(known, default=(0.0, 0))
     words = "No figures." if not points else "Nothing expired." if not known else "0 throughout."
     if most:
@@ -67,7 +69,7 @@ def _chart(
         title=title,
         words=words,
         top=shown(top),
-        curves=tuple(_curve(list(_runs(points, value)), now, top) for value in values),
+        curves=tuple(_curve(name, list(_runs(points, value)), now, top) for name, value in values.items()),
         gaps=tuple(_gaps(points, now)),
     )
 
@@ -86,7 +88,7 @@ def _runs(points: Sequence[Point], value: _Value) -> Iterator[_Run]:
         yield run
 
 
-def _curve(runs: Sequence[_Run], now: int, top: float) -> Curve:
+def _curve(name: str, runs: Sequence[_Run], now: int, top: float) -> Curve:
     """Draw steps: a value is that of the time before its point."""
     edges, areas = [], []
     for run in runs:
@@ -94,7 +96,7 @@ def _curve(runs: Sequence[_Run], now: int, top: float) -> Curve:
         steps = [f"V{_y(value, top)}H{_x(at, now):.1f}" for at, value in run]
         edges.append(f"M{start} {steps[0][1:].replace('H', ' H', 1)}{''.join(steps[1:])}")
         areas.append(f"M{start} {HEIGHT}{''.join(steps)}V{HEIGHT}Z")
-    return Curve("".join(edges), "".join(areas))
+    return Curve(name, "".join(edges), "".join(areas))
 
 
 def _gaps(points: Sequence[Point], now: int) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ CSP = (
 """The Content-Security-Policy that the page is made for: it loads nothing, and runs nothing."""
 
 _STALE_MS = 3 * PERIOD_MS
-"""A last picture that is older is not the present, whether an error says so or Redis hangs."""
+"""A last picture that is older is not the present."""
 _ROWS = 10
 """Of products and workers; of pauses half as many."""
 _SHARDS = 64
@@ -74,6 +74,11 @@ class View:
     is_still: bool = False
     """The page does not load itself anew."""
 
+    @property
+    def is_old(self) -> bool:
+        """Whether the picture is not the present: an error says so, or Redis hangs."""
+        return bool(self.error) or self.now - self.silent_since > _STALE_MS
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -98,7 +103,7 @@ def render(view: View) -> str:
         version=expirer.__version__,
         period_s=PERIOD_MS // 1000,
         has_events=has_events,
-        charts=charts(view.points, view.now, has_events=has_events),
+        charts=charts(view.points, view.now, has_events=has_events) if view.points else (),
         width=WIDTH,
         height=HEIGHT,
         sample=SAMPLE,
@@ -143,11 +148,10 @@ def _tables(picture: Picture, settings: Settings) -> dict[str, object]:
 
 def _verdict(view: View) -> Verdict:
     picture = view.picture
-    silent_ms = view.now - view.silent_since
-    if view.error or silent_ms > _STALE_MS:
+    if view.is_old:
         why = cut(view.error, _ERROR) or "no answer"
         below = "There are no figures yet." if picture is None else "All figures below are old."
-        return Verdict("bad", "Cannot read Redis", ((f"For {span(silent_ms)}: {why}", below),))
+        return Verdict("bad", "Cannot read Redis", ((f"For {span(view.now - view.silent_since)}: {why}", below),))
     if picture is None:
         return Verdict("held", "Waiting for Redis", (("No answer yet", ""),))
     pauses = tuple(_pauses(picture))

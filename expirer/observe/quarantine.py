@@ -26,7 +26,6 @@ class Entry:
     """A reservation that could not be expired."""
 
     id: str
-    shard: int
     reason: str
     since: int | None
     """Unix ms; None: a person wrote it."""
@@ -51,7 +50,7 @@ def look(client: Redis, settings: Settings, shards: Sequence[ShardStatus]) -> Qu
         scan = client.hscan_iter(keys[number].quarantine, count=_SLICE)
         for id_, value in islice(scan, max(_COUNTED // len(numbers), 1)):
             known = parsed(value)
-            entries.append(Entry(readable(id_), number, known["reason"], known["at"]))
+            entries.append(Entry(readable(id_), known["reason"], known["at"]))
     return Quarantine(
         entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:SHOWN]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),
