@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,15 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 
 MISSING = "no chromium and chromedriver on PATH: install Debian's chromium and chromium-driver"
-
-
-def find(name: str) -> Path | None:
-    """Find a program on PATH."""
-    found = shutil.which(name)
-    return Path(found) if found else None
 
 
 class Site:
@@ -69,6 +61,8 @@ class Browser:
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(str(driver)))
+        self.driver.get("about:blank")  # not the page of a new tab, which loads a lot
+        self.requests()
 
     def __enter__(self) -> Self:
         return self
@@ -96,11 +90,13 @@ class Browser:
 
     def run(self, script: str) -> Any:  # noqa: ANN401  # what the script returns
         """Run a script in the page, as a person at the console would; the policy does not hold for it."""
-        return self.driver.execute_script(script)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script)
 
     def texts(self, selector: str) -> list[str]:
         """Return the visible text of every element that the selector names."""
-        return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, selector)]
+        script = f"return [...document.querySelectorAll({json.dumps(selector)})].map(element => element.innerText)"
+        texts: list[str] = self.run(script)
+        return [" ".join(text.split()) for text in texts]
 
     def _cdp(self, command: str, arguments: Mapping[str, object]) -> None:
         self.driver.execute_cdp_cmd(command, dict(arguments))

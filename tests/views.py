@@ -59,7 +59,10 @@ def view(*shards: ShardStatus, products: list[Product] | None = None, **values: 
     states = list(shards) or [shard()]
     overdue = sum(state.overdue for state in states)
     if products is None:
-        products = [Product("mug", 61, overdue), *(Product(name, 20, 0) for name in ("poster-a2", "tee-m", "lamp"))]
+        products = [
+            Product("mug", 61 + overdue, overdue),
+            *(Product(name, 20, 0) for name in ("poster-a2", "tee-m", "lamp")),
+        ]
     picture = Picture(NOW, states, overdue, 1000, products, 12.5, (4, 23))
     settings = Settings(redis_url="redis://:secret@redis:6379/0", shards=len(states))
     return replace(View(settings, "shop-0:7:ab10", NOW + 1200, NOW, picture, points=hour()), **values)

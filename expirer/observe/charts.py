@@ -94,7 +94,7 @@ def _curve(name: str, runs: Sequence[_Run], now: int, top: float) -> Curve:
     for run in runs:
         start = f"{max(_x(run[0][0] - PERIOD_MS, now), 0):.1f}"
         steps = [f"V{_y(value, top)}H{_x(at, now):.1f}" for at, value in run]
-        edges.append(f"M{start} {steps[0][1:].replace('H', ' H', 1)}{''.join(steps[1:])}")
+        edges.append(f"M{start} {''.join(steps)[1:]}")
         areas.append(f"M{start} {HEIGHT}{''.join(steps)}V{HEIGHT}Z")
     return Curve(name, "".join(edges), "".join(areas))
 

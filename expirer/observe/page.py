@@ -121,6 +121,7 @@ def _template() -> Template:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(cut=cut, span=span, moment=moment, figure=figure)
     return environment.get_template("page.html")
