@@ -18,7 +18,7 @@ import redis
 from expirer import __version__
 from expirer.control import Pause
 from expirer.keys import shard_keys
-from expirer.observe.charts import charts
+from expirer.observe.charts import Scale, _decades, _linear, charts
 from expirer.observe.history import History, Point
 from expirer.observe.page import CSP, View, render
 from expirer.observe.quarantine import Entry, Quarantine, look
@@ -170,7 +170,7 @@ def test_strangers_texts_stay_text(seen: View) -> None:
         assert text in page.text
     assert r"abc\u202edcba\u2066 \x1b[2J\x00\n" in page.text
     assert "(empty)" in page.text
-    assert {letter for letter in html if not letter.isprintable()} == {"\n"}
+    assert {letter for letter in html if not letter.isprintable()} == {"\n", "\xa0"}
 
 
 def test_long_texts_are_cut() -> None:
@@ -244,7 +244,8 @@ def test_charts_are_drawn_in_steps() -> None:
 
     [overdue, lateness, rate] = charts(points, NOW, has_events=True)
 
-    assert ("1,000", "Last 0, at most 700 at 20:32:42 UTC.") == (overdue.top, overdue.words)
+    assert ("1,000", "500", "0") == overdue.scale.marks
+    assert "Last 0, at most 700 at 20:32:42\xa0UTC." == overdue.words
     [curve] = overdue.curves
     assert curve.edge == "M0.0 100H1.0V98H2.0M9.0 30H10.0M358.0 65H359.0V100H360.0"
     assert curve.area.startswith("M0.0 100V100H1.0V98H2.0V100ZM9.0 100V30H10.0V100Z")
@@ -253,24 +254,32 @@ def test_charts_are_drawn_in_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "top", "words"),
+    ("scale", "most", "marks"),
     [
-        ([0, 0], "1", "0 throughout."),
-        ([3, 5], "5", "Last 5, at most 5 at 21:31:02 UTC."),
-        ([5, 6], "10", "Last 6, at most 6 at 21:31:02 UTC."),
-        (
-            [10**15],
-            "1,000,000,000,000,000",
-            "Last 1,000,000,000,000,000, at most 1,000,000,000,000,000 at 21:31:02 UTC.",
-        ),
+        (_linear, 0, ("1", "0.5", "0")),
+        (_linear, 0.3, ("0.5", "0.25", "0")),
+        (_linear, 5, ("5", "2.5", "0")),
+        (_linear, 6, ("10", "5", "0")),
+        (_linear, 1_000_000, ("1,000,000", "500,000", "0")),
+        (_decades, 0, ("10 ms", "1 ms")),
+        (_decades, 10, ("10 ms", "1 ms")),
+        (_decades, 10_001, ("100 s", "10 s", "1 s", "100 ms", "10 ms", "1 ms")),
+        (_decades, 10**8, ("100,000 s", "1,000 s", "10 s", "100 ms", "1 ms")),
     ],
 )
-def test_a_chart_tells_its_scale(values: list[int], top: str, words: str) -> None:
-    """The upper edge is the next round figure, and the words tell the last and the most."""
-    points = [Point(NOW - 10_000 * n, value, None, None) for n, value in enumerate(reversed(values))][::-1]
-    chart = charts(points, NOW, has_events=False)[0]
+def test_a_scale_ends_with_a_round_figure(scale: Callable[[float], Scale], most: float, marks: tuple[str, ...]) -> None:
+    """The upper edge is a round figure, few marks say what is below it, and whatever is more than 0 is seen."""
+    drawn = scale(most)
 
-    assert (top, words) == (chart.top, chart.words)
+    assert marks == drawn.marks
+    assert (0, 100) == (drawn.grid[0], drawn.grid[-1])
+    assert (100, 98) == (drawn.y(0), drawn.y(0.000001))
+    assert 0 <= drawn.y(most)
+
+
+def test_an_outage_hides_no_milliseconds() -> None:
+    """Lateness is drawn by powers of ten: beside ten seconds ten milliseconds have a height of their own."""
+    assert [75, 50, 0] == [_decades(10_000).y(ms) for ms in (10, 100, 10_000)]
 
 
 def test_charts_end_an_hour_ago() -> None:
@@ -283,15 +292,15 @@ def test_charts_end_an_hour_ago() -> None:
 @pytest.mark.parametrize(
     ("expected", "actual"),
     [
-        ("0 ms", span(0)),
-        ("999 ms", span(999)),
-        ("59.9 s", span(59_999)),
-        ("1 min 0 s", span(60_000)),
-        ("2 h 3 min", span(7_400_000)),
-        ("1,000 d 1 h", span(86_403_600_000)),
-        ("21:31:02 UTC", moment(NOW, NOW)),
-        ("2026-11-24 21:31:02 UTC", moment(NOW + 86_400_000, NOW)),
-        ("9007199254740992 ms", moment(2**53, NOW)),
+        ("0\xa0ms", span(0)),
+        ("999\xa0ms", span(999)),
+        ("59.9\xa0s", span(59_999)),
+        ("1\xa0min 0\xa0s", span(60_000)),
+        ("2\xa0h 3\xa0min", span(7_400_000)),
+        ("1,000\xa0d 1\xa0h", span(86_403_600_000)),
+        ("21:31:02\xa0UTC", moment(NOW, NOW)),
+        ("2026-11-24 21:31:02\xa0UTC", moment(NOW + 86_400_000, NOW)),
+        ("9007199254740992\xa0ms", moment(2**53, NOW)),
         ("1,234", figure(1234)),
         ("12.5", figure(12.51)),
         ("0.1", figure(0.1)),

@@ -10,6 +10,7 @@ from expirer.operate.terminal import shown, shown_time
 _SECOND = 1000
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", _SECOND))
 _LONGEST = 120
+_FIXED = "\N{NO-BREAK SPACE}"
 
 
 def cut(text: str, longest: int = _LONGEST) -> str:
@@ -19,17 +20,17 @@ def cut(text: str, longest: int = _LONGEST) -> str:
 
 
 def span(ms: int) -> str:
-    """Return a duration in its two largest units."""
+    """Return a duration in its two largest units; no line ends between a number and its unit."""
     for (name, unit), (small, part) in pairwise(_UNITS):
         if ms >= unit:
-            return f"{ms // unit:,} {name} {ms % unit // part} {small}"
-    return f"{ms} ms" if ms < _SECOND else f"{ms // 100 / 10} s"
+            return f"{ms // unit:,}{_FIXED}{name} {ms % unit // part}{_FIXED}{small}"
+    return f"{ms}{_FIXED}ms" if ms < _SECOND else f"{ms // 100 / 10:g}{_FIXED}s"
 
 
 def moment(at: int, now: int) -> str:
     """Return a time to the second; its date only where that is not today's."""
     text, today = shown_time(at), shown_time(now)[:11]
-    return re.sub(r"\.\d+ ", " ", text).removeprefix(today)
+    return re.sub(r"(\.\d+)? (?=\w+$)", _FIXED, text).removeprefix(today)
 
 
 def figure(value: float) -> str:
