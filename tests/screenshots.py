@@ -95,12 +95,13 @@ class Shop:
         return order_id, product_id
 
     def _pause(self, reason: str) -> None:
-        hand = pausing("ann@shop-1", reason, _now(), _now() + 1_800_000)
+        hand = pausing("ann@shop-1", reason, _now(), _now() + 900_000)
         self._client.hset(self._keys.control, mapping=hand)  # type: ignore[arg-type]
 
     def _view(self) -> View:
+        time.sleep(3)  # a page is seldom of this very moment
         view = self._watch.view()
-        points = [replace(point, at=view.now - PERIOD_MS * n) for n, point in enumerate(reversed(view.points))]
+        points = [replace(point, at=view.silent_since - PERIOD_MS * n) for n, point in enumerate(reversed(view.points))]
         return replace(view, points=tuple(reversed(points)))
 
 
