@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import random
-import shutil
 import sys
 import tempfile
 import threading
@@ -27,8 +26,9 @@ from expirer.observe.watch import Watch
 from expirer.reservations import Refused, Reservations
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.browser import MISSING, Browser, Site
+from tests.browser import MISSING, Browser, Site, find
 from tests.conftest import Log
+from tests.servers import MISSING as SERVER_MISSING
 from tests.servers import RedisServer, find_server
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -118,9 +118,9 @@ def _now() -> int:
 
 
 def _main() -> None:
-    binary, chromium, driver = find_server(), shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or chromium is None or driver is None:
-        sys.exit(f"{MISSING}, and a redis-server: python tests/servers.py")
+    binary, programs = find_server(), find()
+    if binary is None or programs is None:
+        sys.exit(f"{MISSING}; and {SERVER_MISSING}")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(binary, Path(folder))
@@ -130,7 +130,7 @@ def _main() -> None:
         finally:
             server.stop()
         address = Settings(redis_url="redis://redis:6379/0")
-        with Site(CSP) as site, Browser(Path(chromium), Path(driver), Path(folder) / "profile") as browser:
+        with Site(CSP) as site, Browser(*programs, Path(folder) / "profile") as browser:
             take(browser, site, replace(well, settings=address), "page-desktop-light.png")
             phone = {"width": 390, "height": 844, "scheme": "dark"}
             take(browser, site, replace(held, settings=address), "page-phone-dark.png", **phone)

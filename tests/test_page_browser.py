@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import redis
@@ -21,7 +19,7 @@ from expirer.observe.words import span
 from expirer.settings import Settings
 from expirer.times import worker_clock
 from expirer.worker import Worker
-from tests.browser import MISSING, Browser, Site
+from tests.browser import MISSING, Browser, Site, find
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import wait_until
@@ -57,11 +55,10 @@ return found;
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Start a real browser; without one skip, but fail where CI is set."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing: NoReturn = (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
-        return missing
-    with Browser(Path(chromium), Path(driver), tmp_path_factory.mktemp("profile")) as browser:
+    programs = find()
+    if programs is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    with Browser(*programs, tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
