@@ -19,7 +19,7 @@ from expirer.observe.charts import HEIGHT, WIDTH, charts
 from expirer.observe.history import PERIOD_MS, Point
 from expirer.observe.quarantine import Quarantine
 from expirer.observe.words import cut, figure, moment, span
-from expirer.operate.picture import SAMPLE, Picture
+from expirer.operate.picture import Picture
 from expirer.operate.reasons import ADVICE
 from expirer.operate.server import is_live
 from expirer.operate.status import ShardStatus
@@ -106,7 +106,6 @@ def render(view: View) -> str:
         charts=charts(view.points, view.now, has_events=has_events) if view.points else (),
         width=WIDTH,
         height=HEIGHT,
-        sample=SAMPLE,
         rows=_ROWS,
         advice=ADVICE,
         **({} if picture is None else _tables(picture, settings)),
@@ -133,12 +132,8 @@ def _tables(picture: Picture, settings: Settings) -> dict[str, object]:
     for shard in picture.shards:
         totals.update({name: shard.totals.get(name, 0) for name in _TOTALS})
     workers = [(worker, is_live(settings, worker["last_tick"], picture.now)) for worker in picture.workers]
-    share = max(SAMPLE // len(picture.shards), 1)
     return {
-        "oldest_ms": max(shard.oldest_overdue_ms for shard in picture.shards),
-        "quarantined": sum(shard.quarantined for shard in picture.shards),
         "next_at": min((shard.next_expires_at for shard in picture.shards if shard.next_expires_at), default=None),
-        "is_sample": any(shard.overdue > share for shard in picture.shards),
         "totals": [(words, totals[name]) for name, words in _TOTALS.items()],
         "workers": workers,
         "live": sum(is_there for _, is_there in workers),

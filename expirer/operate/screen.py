@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from expirer.operate.picture import SAMPLE, Picture
+from expirer.operate.picture import Picture
 from expirer.operate.status import ShardStatus
 from expirer.operate.terminal import shown, shown_time
 
@@ -71,10 +71,9 @@ def _head(view: View, width: int, bars: str) -> Iterator[str]:
     if picture is None:
         return
     yield ""
-    oldest_s = max(shard.oldest_overdue_ms for shard in picture.shards) / 1000
-    more = " or more" if any(shard.overdue > _share(picture) for shard in picture.shards) else ""
-    quarantined = sum(shard.quarantined for shard in picture.shards)
-    yield f"active       {picture.active:,}, {quarantined:,} quarantined"
+    oldest_s = picture.oldest_overdue_ms / 1000
+    more = " or more" if picture.is_partial else ""
+    yield f"active       {picture.active:,}, {picture.quarantined:,} quarantined"
     yield f"overdue      {picture.overdue:,}, {picture.overdue_units:,} units{more}, the oldest for {oldest_s:,.3f} s"
     rate = "?" if picture.rate is None else f"{picture.rate:,.1f}"
     late = "none" if view.has_events else "no events"
@@ -151,13 +150,8 @@ def _shard(shard: ShardStatus) -> list[str]:
     return [f"{shard.shard} {state}", f"{shard.active:,}", f"{shard.overdue:,}", oldest, f"{shard.quarantined:,}"]
 
 
-def _share(picture: Picture) -> int:
-    """Return how many of each shard are in the sample, where it has so many."""
-    return max(SAMPLE // len(picture.shards), 1)
-
-
 def _products(picture: Picture) -> list[list[str]]:
-    of = f"{picture.sampled:,} due first" if len(picture.shards) == 1 else f"first {_share(picture):,} of each shard"
+    of = f"{picture.sampled:,} due first" if len(picture.shards) == 1 else f"first {picture.share:,} of each shard"
     title = [f"PRODUCT (of the {of})", "UNITS HELD", "OVERDUE"]
     return [title, *([shown(product.id), f"{product.held:,}", f"{product.overdue:,}"] for product in picture.products)]
 
