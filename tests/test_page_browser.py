@@ -22,7 +22,8 @@ from expirer.worker import Worker
 from tests.browser import MISSING, Browser, Site, find
 from tests.conftest import Log
 from tests.inventory import Inventory
-from tests.program import wait_until
+from tests.program import Program, wait_until
+from tests.servers import RedisServer, free_port
 from tests.views import HOSTILE, hostile, scenes
 
 SCENES = scenes()
@@ -102,6 +103,27 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     assert browser.texts("#quarantine ~ table tbody tr")[0].startswith("o2:tee stock_missing ")
     assert "restore the product, or check EXPIRER_STOCK_PREFIX; then requeue" in browser.texts(".reasons dd")
     shop.assert_conserved({"mug": 19})
+
+
+def test_the_sidecar_serves_it(browser: Browser, own_server: RedisServer) -> None:
+    """A sidecar shows itself at `/` within its policy, and says it when Redis goes away and when it is back."""
+    url = f"http://127.0.0.1:{free_port()}/"
+
+    def says(headline: str) -> bool:
+        browser.look(url + "?still")
+        return browser.texts("h1") == [headline]
+
+    with Program(own_server.url, "--http-port", url.rpartition(":")[2].strip("/")) as program:
+        program.wait_for("web_started")
+        browser.complaints()
+        wait_until(lambda: says("Healthy"))
+        worker = program.wait_for("job_started")["worker"]
+        assert [worker] == browser.texts("#workers ~ table tbody th")
+        own_server.stop()
+        wait_until(lambda: says("Cannot read Redis"))
+        own_server.start()
+        wait_until(lambda: says("Healthy"))
+        assert [] == browser.complaints()
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -8,11 +8,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from expirer.connect import redact
-from expirer.observe.history import History
+from expirer.observe.history import PERIOD_MS, History
 from expirer.observe.page import View
 from expirer.observe.quarantine import Quarantine, look
 from expirer.operate.picture import Camera, Picture
 from expirer.settings import Settings
+
+_PERIOD_S = PERIOD_MS / 1000
 
 
 class Watch:
@@ -43,6 +45,14 @@ class Watch:
             now = _now()
             self._history.add(picture, now)
             self._seen = (picture, quarantine, "", now)
+
+    def run(self) -> None:
+        """Look for ever; where a look takes long, the server rests as long, up to a period."""
+        while True:
+            began_at = time.monotonic()
+            self.look()
+            took_s = time.monotonic() - began_at
+            time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
     def view(self, *, is_still: bool = False) -> View:
         """Return what a page shows now."""
