@@ -364,6 +364,26 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     assert set(stats) <= {"cmdstat_hscan", "cmdstat_info", "cmdstat_config|resetstat"}
 
 
+def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis) -> None:
+    """Where the user lacks HSCAN the page says so in its place, and shows everything else."""
+    keys = Inventory(server_client).keys
+    server_client.hset(keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
+    server_client.execute_command("ACL", "SETUSER", "looker", "on", ">pw", "~*", "&*", "+@all", "-hscan")  # type: ignore[no-untyped-call]
+    path = server_client.connection_pool.connection_kwargs["path"]
+    try:
+        with redis.Redis.from_url(f"unix://looker:pw@{path}", protocol=2) as client:
+            watch = Watch(client, Settings(), "w")
+            watch.look()
+    finally:
+        server_client.execute_command("ACL", "DELUSER", "looker")  # type: ignore[no-untyped-call]
+
+    text = text_of(watch.view())
+    assert "In quarantine 1 waiting for a person" in text
+    assert "They cannot be listed here:" in text
+    assert "hscan" in text
+    assert "" == watch.view().error
+
+
 def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
     """Each look adds a point and becomes the view, with the quarantine of that moment."""
     shop = Inventory(client)
