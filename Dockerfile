@@ -11,8 +11,10 @@ LABEL org.opencontainers.image.title="expirer" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=build /dist /dist
 # pip compiles what it installs, so nothing is left to write at run time.
-RUN pip install --no-cache-dir --root-user-action=ignore /dist/*.whl
+# hadolint ignore=DL3013  # the wheel has a version; only its extra is not a part of its name
+RUN set -- /dist/*.whl && pip install --no-cache-dir --root-user-action=ignore "$1[http]"
 ENV PYTHONDONTWRITEBYTECODE=1
+# No EXPOSE and no HEALTHCHECK: it listens nowhere until EXPIRER_HTTP_PORT says so.
 USER 10001:10001
 ENTRYPOINT ["expirer"]
 CMD ["run"]
