@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,8 +18,8 @@ from expirer.observe.words import span
 from expirer.settings import Settings
 from expirer.times import worker_clock
 from expirer.worker import Worker
-from tests.browser import MISSING, Browser, Site, find
-from tests.conftest import Log
+from tests.browser import Browser, Site
+from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer, free_port
@@ -54,12 +53,9 @@ return found;
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Start a real browser; without one skip, but fail where CI is set."""
-    programs = find()
-    if programs is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
-    with Browser(*programs, tmp_path_factory.mktemp("profile")) as browser:
+def browser(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Start a real browser."""
+    with Browser(tool("chromium"), tool("chromedriver"), tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
