@@ -10,15 +10,18 @@ import threading
 from contextlib import suppress
 
 from expirer.observe.brief import Brief
+from expirer.observe.traces import Traces
 from expirer.observe.web import serve
 
 _NICE = 10
 """Where there is one core for both, the worker has it first."""
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(traces: Traces, parent: int) -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
+    if os.getppid() == parent:  # it stopped in order, and waits a moment; nothing is done for the dead
+        traces.finish()
     os._exit(0)
 
 
@@ -29,7 +32,9 @@ def main() -> None:
     with suppress(OSError):  # a sandbox may forbid it
         os.nice(_NICE)
     brief: Brief = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the process that started this one
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    traces = Traces(brief)
+    threading.Thread(target=_leave_with_parent, args=(traces, brief.pid), daemon=True).start()
+    traces.start()
     serve(brief)
 
 
