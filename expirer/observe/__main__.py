@@ -17,11 +17,10 @@ _NICE = 10
 """Where there is one core for both, the worker has it first."""
 
 
-def _leave_with_parent(traces: Traces, parent: int) -> None:
+def _leave_with_parent(traces: Traces) -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
-    if os.getppid() == parent:  # it stopped in order, and waits a moment; nothing is done for the dead
-        traces.finish()
+    traces.finish()
     os._exit(0)
 
 
@@ -33,8 +32,8 @@ def main() -> None:
         os.nice(_NICE)
     brief: Brief = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the process that started this one
     traces = Traces(brief)
-    threading.Thread(target=_leave_with_parent, args=(traces, brief.pid), daemon=True).start()
     traces.start()
+    threading.Thread(target=_leave_with_parent, args=(traces,), daemon=True).start()
     serve(brief)
 
 

@@ -21,12 +21,14 @@ from typing import BinaryIO, cast
 from structlog.typing import FilteringBoundLogger
 
 from expirer.observe.brief import Brief
-from expirer.observe.traces import LAST_WORDS_S, are_wanted
+from expirer.observe.traces import are_wanted
 from expirer.settings import ConfigurationError, Settings
 from expirer.tally import Tally
 
 _NEEDED = ("jinja2", "prometheus_client", "waitress")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_LAST_WORDS_S = 0.3
+"""A collector that is well takes a few milliseconds; the second of a stop is not for one that is not."""
 _BACKLOG = 1024
 
 
@@ -64,7 +66,7 @@ class WebProcess:
         self.tally.stop()
         with suppress(OSError, subprocess.TimeoutExpired):
             _lifeline(process).close()
-            process.wait(min(within_s, LAST_WORDS_S))
+            process.wait(min(within_s, _LAST_WORDS_S))
         process.kill()
 
     def _keep(self, brief: Brief) -> None:

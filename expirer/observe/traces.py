@@ -20,10 +20,8 @@ from expirer.logs import build_logger
 from expirer.observe.brief import Brief
 from expirer.tally import Tally
 
-LAST_WORDS_S = 0.3
-"""A collector that is well takes a few milliseconds; the worker's second to stop is not for one that is not."""
-
 _LOOK_S = 1.0
+_LIFE_SIGN_S = 0.02
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
@@ -45,6 +43,7 @@ class Traces:
     def __init__(self, brief: Brief) -> None:
         self._tally = Tally(brief.settings.shards, brief.memory)
         self._worker = brief.worker
+        self._parent = brief.pid
         self._log = build_logger(brief.settings).bind(worker=brief.worker)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="expirer-traces", daemon=True)
@@ -55,10 +54,10 @@ class Traces:
             self._thread.start()
 
     def finish(self) -> None:
-        """Export what is left, for a moment at most."""
+        """Export what is left, for as long as the worker's process waits for it: not for one that was killed."""
         self._is_over.set()
-        if self._thread.is_alive():
-            self._thread.join(LAST_WORDS_S)
+        while self._thread.is_alive() and os.getppid() == self._parent:
+            self._thread.join(_LIFE_SIGN_S)
 
     def _run(self) -> None:
         _listen_to_the_sdk(self._log)
