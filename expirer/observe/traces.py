@@ -98,7 +98,9 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or hold it back."""
         if (more := self._pace.take()) is not None:
-            self._log.warning("traces_error", message=_redact(record.getMessage(), os.environ), **more)
+            error = record.exc_info[1] if record.exc_info else None
+            message = record.getMessage() if error is None else f"{record.getMessage()} {error}"
+            self._log.warning("traces_error", message=_redact(message, os.environ), **more)
 
 
 def _listen_to_the_sdk(log: FilteringBoundLogger) -> None:
