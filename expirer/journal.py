@@ -151,7 +151,7 @@ class ShardJournal:
 
     def tell_drain(self, done: Tick, elapsed_s: float) -> None:
         """Say in one line what a drain did, if anything."""
-        if done.expired or done.skipped or done.rescheduled or done.quarantined:
+        if done.due:
             self._log.info(
                 "processing_completed",
                 count=done.expired,
