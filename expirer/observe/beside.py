@@ -60,13 +60,16 @@ class WebProcess:
         threading.Thread(target=self._keep, args=(brief,), name="expirer-web", daemon=True).start()
 
     def stop(self, within_s: float) -> None:
-        """Where traces are exported, let go of the process and wait a moment, at most so long, for the last of them."""
-        if not are_wanted(os.environ) or (process := self._process) is None:
-            return
+        """Let the process go; where it exports traces, wait a moment, at most so long, for the last of them."""
         self.tally.stop()
+        self._listener.close()
+        self._memory.close()
+        if (process := self._process) is None:
+            return
         with suppress(OSError, subprocess.TimeoutExpired):
             _lifeline(process).close()
-            process.wait(min(within_s, _LAST_WORDS_S))
+            if are_wanted(os.environ):
+                process.wait(min(within_s, _LAST_WORDS_S))
         process.kill()
 
     def _keep(self, brief: Brief) -> None:
