@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
+from expirer import scripts
 from expirer.connect import connect, location, redact
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
@@ -27,7 +28,8 @@ def redis_or_say(settings: Settings) -> Iterator[Redis]:
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+            said = redact(scripts.explained(str(error)), settings)
+            sys.stderr.write(f"expirer: {location(settings)}: {said}\n")
 
 
 def server_now(client: Redis, settings: Settings) -> int:
