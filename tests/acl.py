@@ -49,7 +49,8 @@ def with_passwords(text: str) -> str:
     return re.sub(r"#sha256-\S+", f"#{hashlib.sha256(PASSWORD.encode()).hexdigest()}", text)
 
 
-RULES = users(with_passwords(FILE.read_text()))
+TEXT = FILE.read_text()
+RULES = users(with_passwords(TEXT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ Duty = Callable[[Desk], list[str]]
 
 
 def expires(desk: Desk) -> list[str]:
-    """Expire into a hash and a plain counter, skip, reschedule, quarantine; one worker is there too, and one has gone."""
+    """Expire into a hash and a plain counter, skip, reschedule, quarantine; a worker is there too, and one has gone."""
     return _ticks(desk)
 
 
