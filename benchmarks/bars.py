@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks import audit, drain, fleet, foreground, lateness, scaling
+from benchmarks import attack, audit, drain, fleet, foreground, lateness, scaling
 from benchmarks.figures import Round, number
 from benchmarks.systems import BULLMQ_100, CELERY, EXPIRER, RAW
 
@@ -96,5 +96,13 @@ BARS = (
         for verb in foreground.VERBS
     ),
     Bar("Audit of a million, peak RSS", "audit", "≤", 3, _ratio("rss", audit.BESIDE, audit.EMPTY), "× an empty one's"),
+    Bar(
+        "A flood on the HTTP port, p99",
+        "attack",
+        "≤",
+        1.5,
+        _ratio("p99", attack.OURS, attack.BYSTANDER),
+        "× on another's",
+    ),
     Bar("Fleet, released twice", "fleet", "≤", 0, lambda figures: number(_fleet(figures), "twice"), "reservations"),
 )

@@ -33,6 +33,8 @@ class Sizes:
     fleet: int = 20
     fleet_due: int = 2_000
     fleet_s: int = 10
+    attack_due: int = 1_000
+    attack_s: int = 10
     audit_idle_s: float = 60.0
     """As long as an audit takes, more or less: p99 is the rarer, the longer one looks."""
 
@@ -57,6 +59,8 @@ QUICK = Sizes(
     fleet=4,
     fleet_due=400,
     fleet_s=2,
+    attack_due=200,
+    attack_s=2,
     audit_idle_s=5.0,
 )
 """A smoke test: everything is run, nothing is proved."""

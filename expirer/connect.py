@@ -17,6 +17,8 @@ from redis.retry import Retry
 from expirer.settings import ConfigurationError, Settings
 
 _TIMEOUT_S = 5.0
+_WAITS_OF_A_TURN = 6
+"""To connect, to log in, for a script to load, for the control key, for the clock, for the batch."""
 
 
 class PasswordFile(CredentialProvider):
@@ -61,6 +63,13 @@ def connect(settings: Settings) -> Redis:
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
     return Redis(connection_pool=pool)
+
+
+def longest_turn_s(settings: Settings) -> float:
+    """Return how long a batch can take at worst: when each of its waits lasts until its time-out."""
+    options = parse_qs(urlsplit(settings.redis_url.get_secret_value()).query)
+    waits = [float(options.get(name, [_TIMEOUT_S])[0]) for name in ("socket_timeout", "socket_connect_timeout")]
+    return _WAITS_OF_A_TURN * max(waits)
 
 
 def location(settings: Settings) -> str:

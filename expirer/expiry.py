@@ -35,6 +35,8 @@ class Expired:
     product_id: str
     quantity: int
     expires_at: int
+    lateness_ms: int
+    """Since it was due, which a grace delays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,9 @@ class Batch:
     overdue: int
     """Left in the index."""
     pause: Pause | None
+    elapsed_s: float
+    """From sending it to reading its answer."""
+    _grace_ms: int
     _expired: list[bytes]
     _skipped: list[bytes]
     _rescheduled: list[bytes]
@@ -98,10 +103,18 @@ class Batch:
         pairs = len(self._skipped) + len(self._rescheduled) + len(self._quarantined)
         return len(self._expired) // 5 + pairs // 2
 
+    @property
+    def lateness_ms(self) -> list[int]:
+        """How late the units of each expired reservation came back, after the grace."""
+        due_by = int(self.now) - self._grace_ms
+        return [due_by - int(expires_at) for expires_at in self._expired[4::5]]
+
     def expired(self) -> Iterator[Expired]:
         """Yield the reservations whose units are back."""
-        for id_, order, product, quantity, expires_at in _rows(self._expired, 5):
-            yield Expired(readable(id_), readable(order), readable(product), int(quantity), int(expires_at))
+        for row, lateness_ms in zip(_rows(self._expired, 5), self.lateness_ms, strict=True):
+            id_, order, product, quantity, expires_at = row
+            ids = readable(id_), readable(order), readable(product)
+            yield Expired(*ids, int(quantity), int(expires_at), lateness_ms)
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """Yield reservation id and status."""
@@ -232,7 +245,9 @@ class Expiry:
 
     def preview(self) -> Batch:
         """Return what the next batch would do, pause or not, by the same script with its writes off; RedisError."""
-        return _batch(self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True)), None)
+        began_at = time.perf_counter()
+        reply: Any = self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True))
+        return self._batch(reply, None, began_at)
 
     def _expire_batch(self, connection: Any, sent: _Sent | None, *, go_on: bool) -> Batch:  # noqa: ANN401  # see _Sent
         sent = sent or self._send(connection)
@@ -243,18 +258,18 @@ class Expiry:
             reply, row = self._receive(sent)
         if isinstance(reply, Exception):
             raise reply
-        self._note_skew(float(reply[0]))
-        overdue, held = int(reply[2]), reply[7]
-        if held != b"clock":
-            self._believed = float(reply[0]), time.clock_gettime(_ELAPSED)
-        if go_on and overdue and sent.pause is None and not held:
+        batch = self._batch(reply, sent.pause, sent.at)
+        self._note_skew(batch.now)
+        if batch.held != "clock":
+            self._believed = batch.now, time.clock_gettime(_ELAPSED)
+        if go_on and batch.overdue and sent.pause is None and not batch.held:
             try:
-                self._sent = self._send(connection, row, is_ahead=overdue > self._batch_size)
+                self._sent = self._send(connection, row, is_ahead=batch.overdue > self._batch_size)
             except (RedisError, OSError):
                 connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
         elif row is not None:
             connection.disconnect()  # with it goes a WATCH that nobody needs
-        return _batch(reply, sent.pause)
+        return batch
 
     def _send(
         self,
@@ -270,8 +285,9 @@ class Expiry:
             self._note_skew(self._clock_ms(connection))
         limits = (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate)
         evalsha = self.command(self._batch_size if pause is None else 0, limits)
+        at = time.perf_counter()
         wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
-        return _Sent(connection, pause, is_ahead)
+        return _Sent(connection, pause, is_ahead, at)
 
     def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
         """Return the call of the script; `limits`: latest_ms, brake, resumed_ms and rate, as its header has them."""
@@ -282,6 +298,11 @@ class Expiry:
     ) -> tuple[Any, ...]:
         now_ms = "" if self._now_ms is None else self._now_ms()
         return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout, self._about, *self._ended)
+
+    def _batch(self, reply: Any, pause: Pause | None, sent_at: float) -> Batch:  # noqa: ANN401  # what the header of expire.lua says
+        next_expires_at = int(reply[1]) if reply[1] else None
+        elapsed_s = time.perf_counter() - sent_at
+        return Batch(float(reply[0]), next_expires_at, int(reply[2]), pause, elapsed_s, self._grace_ms, *reply[3:])
 
     def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
         """Return the script's reply or its error, and the control key where it was read ahead."""
@@ -320,10 +341,8 @@ class _Sent:
     connection: Any  # redis-py names no type that its kinds of connection share
     pause: Pause | None
     is_ahead: bool
-
-
-def _batch(reply: Any, pause: Pause | None) -> Batch:  # noqa: ANN401  # what the header of expire.lua says
-    return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, int(reply[2]), pause, *reply[3:])
+    at: float
+    """When it was sent, by time.perf_counter."""
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from contextlib import suppress
 from typing import cast
 
@@ -19,6 +22,9 @@ from expirer.host import remarks
 from expirer.keys import ShardKeys
 from expirer.settings import LAYOUT, Settings
 from expirer.times import LONGEST, to_ms
+
+_LINES_AT_ONCE = 20
+_S_PER_LINE = 10.0
 
 
 def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) -> None:
@@ -48,21 +54,55 @@ def log_stop(log: FilteringBoundLogger, done: Tick) -> None:
     log.info("job_stopped", expired=done.expired, units=done.units)
 
 
-class ShardJournal:
-    """Says what happens on one shard; what lasts it says once, not every tick."""
+class Pace:
+    """Lets the first lines through at once, then one every ten seconds.
 
-    def __init__(self, log: FilteringBoundLogger, settings: Settings) -> None:
+    An hour without Redis is then 380 lines, however many shards there are and however fast they retry.
+    """
+
+    def __init__(self) -> None:
+        self._lines = 0.0
+        self._at = -math.inf
+        self._held_back = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> dict[str, int] | None:
+        """Return what to add to the line: how many were held back before it, if any; None: hold it back."""
+        with self._lock:
+            now = time.monotonic()
+            self._lines = min(_LINES_AT_ONCE, self._lines + (now - self._at) / _S_PER_LINE)
+            self._at = now
+            if self._lines < 1:
+                self._held_back += 1
+                return None
+            self._lines -= 1
+            held_back, self._held_back = self._held_back, 0
+            return {"held_back": held_back} if held_back else {}
+
+
+class ShardJournal:
+    """Says what happens on one shard; what lasts it says once, not every tick.
+
+    Args:
+        errors: the pace of the lines about errors, over all shards of a worker.
+        recoveries: the pace of the lines that say they are over.
+
+    """
+
+    def __init__(self, log: FilteringBoundLogger, settings: Settings, errors: Pace, recoveries: Pace) -> None:
         self._log = log
         self._settings = settings
-        self._grace_ms = to_ms(settings.grace)
+        self._errors = errors
+        self._recoveries = recoveries
         self._pause: Pause | None = None
         self._is_far = False
 
     def tell_recovery(self, batch: Batch, failures: int, down_s: float) -> None:
         """Say that errors are over."""
-        self._log.info(
-            "processing_recovered", failures=failures, down_ms=round(down_s * 1000), overdue=batch.due + batch.overdue
-        )
+        if (more := self._recoveries.take()) is not None:
+            overdue = batch.due + batch.overdue
+            down_ms = round(down_s * 1000)
+            self._log.info("processing_recovered", failures=failures, down_ms=down_ms, overdue=overdue, **more)
 
     def tell_batch(self, batch: Batch, *, is_first: bool) -> None:
         """Say what a batch did, and before it what is otherwise than it was."""
@@ -100,13 +140,15 @@ class ShardJournal:
 
     def tell_error(self, error: Exception, retry_s: float) -> None:
         """Say what went wrong, without a secret; with a traceback only where it is a bug of ours."""
-        self._log.error(
-            "processing_error",
-            error=type(error).__name__,
-            message=redact(scripts.explained(str(error)), self._settings),
-            retry_in_ms=round(retry_s * 1000),
-            exc_info=error if not isinstance(error, RedisError | OSError) else None,
-        )
+        if (more := self._errors.take()) is not None:
+            self._log.error(
+                "processing_error",
+                error=type(error).__name__,
+                message=redact(scripts.explained(str(error)), self._settings),
+                retry_in_ms=round(retry_s * 1000),
+                exc_info=error if not isinstance(error, RedisError | OSError) else None,
+                **more,
+            )
 
     def tell_drain(self, done: Tick, elapsed_s: float) -> None:
         """Say in one line what a drain did, if anything."""
@@ -132,7 +174,7 @@ class ShardJournal:
                 product_id=reservation.product_id,
                 quantity=reservation.quantity,
                 expires_at=reservation.expires_at,
-                lateness_ms=int(batch.now) - reservation.expires_at - self._grace_ms,
+                lateness_ms=reservation.lateness_ms,
             )
         for reservation_id, reason in batch.quarantined():
             log.error("reservation_quarantined", reservation_id=reservation_id, reason=reason)

@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
+    http_port: int = Field(0, ge=0, le=65535, description="port of metrics, probes and the page; 0: none")
+    http_host: str = Field("127.0.0.1", min_length=1, description="address that it listens on; 0.0.0.0 for all")
 
     index_key: str | None = Field(None, min_length=1, description="the index; default {inventory}:reservations")
     reservation_prefix: str | None = Field(

@@ -10,6 +10,7 @@ from types import FrameType
 
 from expirer.connect import connect
 from expirer.logs import build_logger
+from expirer.observe.beside import WebProcess
 from expirer.settings import Settings
 from expirer.worker import Worker
 
@@ -20,7 +21,8 @@ _STOP_DEADLINE_S, _FAREWELL_S = 0.75, 0.1
 def run(settings: Settings) -> int:
     """Work until SIGTERM or SIGINT, then end within a second; return the exit code."""
     log = build_logger(settings)
-    worker = Worker(connect(settings), settings, log)
+    web = WebProcess(settings, log) if settings.http_port else None
+    worker = Worker(connect(settings), settings, log, tally=web.tally if web else None)
     code = 1
     news: SimpleQueue[None] = SimpleQueue()
 
@@ -38,6 +40,8 @@ def run(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if web:
+        web.start(worker.id)
     # A thread of its own: a stop need not wait for a server that hangs, nor for a reader of the log.
     thread = threading.Thread(target=work, name="expirer-worker", daemon=True)
     thread.start()

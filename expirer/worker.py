@@ -18,11 +18,13 @@ from redis import Redis
 from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
+from expirer.connect import longest_turn_s
 from expirer.control import Pause
 from expirer.expiry import Batch, Expiry, Tick
-from expirer.journal import ShardJournal, log_start, log_stop, warn_of_host
+from expirer.journal import Pace, ShardJournal, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys
 from expirer.settings import Settings
+from expirer.tally import Tally
 from expirer.times import to_ms
 from expirer.wake import WakeListener
 
@@ -78,6 +80,7 @@ class Worker:
 
     Args:
         now_ms: the clock, Unix ms; None obeys `settings.clock`.
+        tally: where to count; None: in memory of its own.
 
     """
 
@@ -87,6 +90,7 @@ class Worker:
         settings: Settings,
         log: FilteringBoundLogger,
         now_ms: Callable[[], float] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._client = client
@@ -94,12 +98,15 @@ class Worker:
         self._interval_s = settings.interval.total_seconds()
         self._resolution_s = settings.resolution.total_seconds()
         self._log = log.bind(worker=self.id)
+        self._tally = tally or Tally(settings.shards)
+        self._turn_s = longest_turn_s(settings)
         self._keys = shard_keys(settings)
+        errors, recoveries = Pace(), Pace()
         self._shards = [
             _Shard(
                 number,
                 Expiry(client, settings, keys, self.id, now_ms),
-                ShardJournal(self._log.bind(shard=number), settings),
+                ShardJournal(self._log.bind(shard=number), settings, errors, recoveries),
             )
             for number, keys in enumerate(self._keys)
         ]
@@ -131,12 +138,14 @@ class Worker:
         return done
 
     def _tell_start(self) -> None:
+        self._tally.start()
         log_start(self._log, self._settings, self._keys[0])
         warn_of_host(self._log, self._client)
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
         self._is_stopping = True
+        self._tally.stop()
         self._signals.put(_STOP)  # Event.set() could deadlock in a signal handler; this cannot
 
     def tick(self) -> Tick:
@@ -154,8 +163,10 @@ class Worker:
         """Run one batch; return what the whole drain did once a batch comes back short, nothing before."""
         if shard.drain is None:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
+        self._tally.expect_back(self._shards[0].number, self._turn_s)
         try:
             batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
+            self._tally.count_batch(shard.number, batch)
             if shard.failures:
                 shard.journal.tell_recovery(batch, shard.failures, time.monotonic() - shard.failed_at)
                 shard.failures = 0
@@ -165,10 +176,12 @@ class Worker:
                 shard.expiry.pull_brake(shard.journal.tell_brake(batch))
                 return self._end_drain(shard, errors=1)
         except WatchError:
+            self._tally.count_conflict(shard.number)
             shard.journal.tell_conflict()
             return self._end_drain(shard, conflicts=1)
         except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
+            self._tally.count_error(shard.number, error)
             shard.journal.tell_error(error, delay_s)
             return self._end_drain(shard, delay_s, errors=1)
         if batch.pause is not None:
@@ -183,13 +196,15 @@ class Worker:
         shard.drain = None
         shard.is_standby = False
         shard.wake_at = max(shard.drain_began_at + self._resolution_s, time.monotonic() + delay_s)
+        self._tally.count_tick(shard.number)
         shard.journal.tell_drain(done, time.monotonic() - shard.drain_began_at)
         return done
 
     def _sleep(self) -> None:
-        timeout = min(shard.wake_at for shard in self._shards) - time.monotonic()
+        timeout = max(min(shard.wake_at for shard in self._shards) - time.monotonic(), 0)
+        self._tally.expect_back(self._shards[0].number, timeout + self._turn_s)
         with suppress(Empty):
-            number = self._signals.get(timeout=max(timeout, 0))
+            number = self._signals.get(timeout=timeout)
             if number != _STOP:
                 self._read_news(self._shards[number])
 

@@ -8,7 +8,8 @@
 --   KEYS[1]  index       ZSET    reservation id -> ExpiresAt
 --   KEYS[2]  events      STREAM  one entry per expired reservation
 --   KEYS[3]  quarantine  HASH    reservation id -> why it cannot be expired
---   KEYS[4]  stats       HASH    running totals; one that is damaged or would pass 2^53 starts anew;
+--   KEYS[4]  stats       HASH    running totals, quarantined also by reason; one that is damaged or
+--                                would pass 2^53 starts anew;
 --                                rate_until: Unix ms up to which the rate is used up
 --   KEYS[5]  workers     ZSET    worker id -> time of its last tick, Unix ms
 --   KEYS[6]  about       HASH    worker id -> what it says of itself
@@ -234,6 +235,7 @@ end
 
 local expired, skipped, rescheduled, quarantined = {}, {}, {}, {}
 local expired_keys, new_scores, poison, sound = {}, {}, {}, {}
+local reasons = {} -- reason -> how many this batch quarantines for it
 
 local due = call('ZRANGEBYSCORE', index, '-inf', before_cutoff, 'WITHSCORES', 'LIMIT', 0, batch)
 local overdue = call('ZCOUNT', index, '-inf', before_cutoff) - #due / 2
@@ -262,6 +264,7 @@ for i = 1, #due, 2 do
   else
     local n = #quarantined
     quarantined[n + 1], quarantined[n + 2] = id, a
+    reasons[a] = (reasons[a] or 0) + 1
     poison[n + 1], poison[n + 2] = id, 'reason=' .. a .. ' at=' .. now .. ' score=' .. due[i + 1]
   end
   if outcome ~= 'quarantined' then sound[#sound + 1] = id end
@@ -287,6 +290,9 @@ if #due > 0 then
   for _, counters in pairs(stock) do units = units + counters.units end
   local names = {'expired', 'units', 'skipped', 'rescheduled', 'quarantined', 'batches'}
   local counts = {#expired / 5, units, #skipped / 2, #rescheduled / 2, #quarantined / 2, 1}
+  for reason, count in pairs(reasons) do
+    names[#names + 1], counts[#counts + 1] = 'quarantined:' .. reason, count
+  end
   local before = call('HMGET', stats, unpack(names))
   for i, name in ipairs(names) do
     local total = (integer(before[i]) or 0) + counts[i]

@@ -58,6 +58,11 @@ class Program:
     ) -> None:
         self.kill()
 
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
     def of(self, event: str) -> list[dict[str, Any]]:
         """Return the entries of one event so far."""
         with self._has_changed:

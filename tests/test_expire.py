@@ -400,22 +400,26 @@ def test_retention_zero_deletes(inventory: Inventory, make_worker: MakeWorker) -
 
 
 def test_totals_are_exact(inventory: Inventory, make_worker: MakeWorker) -> None:
-    """The stats add up every outcome of every batch."""
+    """The stats add up every outcome of every batch, and the quarantined also by reason."""
     inventory.stock("mug", 0, 7)
     for _ in range(3):
         inventory.hold("mug", 2)
     inventory.hold("mug", status="Released")
     inventory.hold("mug", quantity="x")
+    inventory.hold("gone")
+    inventory.hold("mug", quantity="y")
     reservation(expires_at=NOW + 5)(inventory, inventory.hold("mug"))
 
-    make_worker(batch_size=4).tick()
+    make_worker(batch_size=5).tick()
 
     assert inventory.client.hgetall(inventory.keys.stats) == {
         b"expired": b"3",
         b"units": b"6",
         b"skipped": b"1",
         b"rescheduled": b"1",
-        b"quarantined": b"1",
+        b"quarantined": b"3",
+        b"quarantined:quantity_invalid": b"2",
+        b"quarantined:stock_missing": b"1",
         b"batches": b"2",
     }
 

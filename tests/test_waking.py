@@ -65,6 +65,26 @@ def test_an_outage_is_logged_and_outlived(
     shop.assert_conserved({"mug": 10})
 
 
+def test_an_outage_of_an_hour_is_a_bounded_log(
+    fake_server: fakeredis.FakeServer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first lines an outage logs one each ten seconds, however many shards fail, and counts the rest."""
+    worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(shards=4), log.logger())
+    fake_time = FakeTime(worker, monkeypatch, waits=4000)
+    began_at = fake_time.now
+    fake_server.connected = False
+
+    worker.run()
+
+    errors = log.of("processing_error")
+    elapsed_s = fake_time.now - began_at
+    assert elapsed_s > 3600
+    assert 20 + elapsed_s // 10 >= len(errors) >= elapsed_s // 10
+    failures = sum(shard.failures for shard in worker._shards)
+    unsaid = worker._shards[0].journal._errors._held_back
+    assert failures == len(errors) + sum(entry.get("held_back", 0) for entry in errors) + unsaid
+
+
 def test_it_wakes_for_what_it_rescheduled(
     inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

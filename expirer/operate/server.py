@@ -15,7 +15,7 @@ from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
 
-_LATE_TICK_MS = 5000
+LATE_TICK_MS = 5000
 """A worker whose last tick is older than the interval by this much is not there."""
 
 
@@ -48,4 +48,4 @@ def count_overdue(client: Redis, settings: Settings, keys: ShardKeys, now: int) 
 
 def is_live(settings: Settings, last_tick: float, now: int) -> bool:
     """Say whether a worker is there that ticked last at `last_tick`; both are Unix ms."""
-    return now - last_tick <= to_ms(settings.interval) + _LATE_TICK_MS
+    return now - last_tick <= to_ms(settings.interval) + LATE_TICK_MS

@@ -1,0 +1,60 @@
+"""Whether the worker lives, and whether it is ready: each answer names what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from redis.exceptions import RedisError
+
+from expirer.connect import connect, redact
+from expirer.operate.server import LATE_TICK_MS
+from expirer.settings import Settings
+from expirer.tally import ShardCounts, Tally
+
+
+def why_not_alive(tally: Tally) -> str:
+    """Say how long the loop has been away longer than it can be; empty: it is well.
+
+    What counts is that the loop moves. A Redis that is away is met, logged and tried again by a loop that is well.
+    """
+    now = time.monotonic()
+    late_s = [now - shard.due_back_s for shard in tally.shards() if shard.due_back_s]
+    if not late_s or max(late_s) < 0:
+        return ""
+    return f"the loop should have come back {max(late_s):.0f} s ago"
+
+
+def ping(settings: Settings) -> str:
+    """Connect anew and ask; return why Redis does not answer, empty: it does."""
+    try:
+        with connect(settings) as client:
+            client.ping()
+    except (RedisError, OSError) as error:
+        return f"Redis: {redact(str(error), settings)}"
+    return ""
+
+
+def why_not_ready(tally: Tally, settings: Settings, redis_trouble: str) -> list[str]:
+    """Say what is in the way, one line each; empty: nothing."""
+    if tally.is_stopping:
+        return ["the worker is about to stop"]
+    troubles = [redis_trouble] if redis_trouble else []
+    return [*troubles, *_late_shards(tally, settings)]
+
+
+def _late_shards(tally: Tally, settings: Settings) -> Iterator[str]:
+    now = time.monotonic()
+    longest_s = settings.interval.total_seconds() + LATE_TICK_MS / 1000
+    for number, shard in enumerate(tally.shards()):
+        if trouble := _trouble(shard, now, longest_s):
+            yield f"shard {number}: {trouble}"
+
+
+def _trouble(shard: ShardCounts, now: float, longest_s: float) -> str:
+    if shard.failures:
+        return f"the last {shard.failures} ticks failed" if shard.failures > 1 else "the last tick failed"
+    if not shard.succeeded_s:
+        return "no tick yet"
+    age_s = now - shard.succeeded_s
+    return f"the last tick was {age_s:.0f} s ago" if age_s > longest_s else ""

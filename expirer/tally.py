@@ -1,0 +1,184 @@
+"""Counts what a worker does, in memory that the process which serves HTTP can read."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from redis import exceptions
+
+from expirer.expiry import Batch
+
+LATENESS_BOUNDS_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+    *(60.0, 300.0, 900.0, 3600.0),
+)
+BATCH_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+ERRORS = (
+    *sorted(name for name, kind in vars(exceptions).items() if isinstance(kind, type) and issubclass(kind, Exception)),
+    *("OSError", "other"),
+)
+"""The classes that are told apart: as many rows as there are names in redis-py, and no more."""
+
+_SHARD_FIELDS = (
+    *("ticks", "conflicts", "expired", "units", "failures"),
+    *("succeeded_at", "succeeded_s", "due_back_s"),
+)
+_ROW = len(_SHARD_FIELDS) + len(ERRORS)
+_WORKER_FIELDS = ("started_at", "is_stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounts:
+    """What a worker did on one shard; `…_at` is Unix seconds, `…_s` seconds of the monotonic clock, 0: never."""
+
+    ticks: int
+    conflicts: int
+    expired: int
+    units: int
+    failures: int
+    """Since the last batch that succeeded."""
+    succeeded_at: float
+    succeeded_s: float
+    due_back_s: float
+    """By when the loop that begins with this shard should be back; 0: none begins with it."""
+    errors: dict[str, int]
+    """Class -> count, of those that were met."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many were at most each bound (seconds, the last is infinity) and above the one before; their sum."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum_s: float
+
+
+class Tally:
+    """Figures of one worker: one process writes, any process that maps the same memory reads.
+
+    Each figure is one aligned double, so none is ever read half written; counts are exact up to 2**53.
+    Writing takes no system call and waits for no reader.
+
+    Args:
+        shards: how many the worker has.
+        descriptor: of a file of `Tally.size(shards)` bytes, all zero at first; -1: memory of this process alone.
+
+    """
+
+    def __init__(self, shards: int, descriptor: int = -1) -> None:
+        self._numbers = memoryview(mmap.mmap(descriptor, self.size(shards))).cast("d")
+        self._shards = shards
+        self._lateness_at = shards * _ROW
+        self._batch_at = self._lateness_at + len(LATENESS_BOUNDS_S) + 2
+        self._worker_at = self._batch_at + len(BATCH_BOUNDS_S) + 2
+        self._lock = threading.Lock()
+        """A shard has one writer, the histograms may have several."""
+
+    @staticmethod
+    def size(shards: int) -> int:
+        """Return the bytes that the figures of so many shards take."""
+        histograms = len(LATENESS_BOUNDS_S) + len(BATCH_BOUNDS_S) + 4
+        return 8 * (shards * _ROW + histograms + len(_WORKER_FIELDS))
+
+    def start(self) -> None:
+        """Note that the worker begins."""
+        self._numbers[self._worker_at] = time.time()
+
+    def stop(self) -> None:
+        """Note that the worker is about to stop; safe in a signal handler."""
+        self._numbers[self._worker_at + 1] = 1.0
+
+    def expect_back(self, shard: int, within_s: float) -> None:
+        """Note that the loop which begins with this shard, if it lives, is back within so many seconds."""
+        self._set(shard, "due_back_s", time.monotonic() + within_s)
+
+    def count_batch(self, shard: int, batch: Batch) -> None:
+        """Count what a batch did, how late and how long; it succeeded."""
+        counts = batch.counts
+        self._add(shard, "expired", counts.expired)
+        self._add(shard, "units", counts.units)
+        self._set(shard, "failures", 0)
+        self._set(shard, "succeeded_at", time.time())
+        self._set(shard, "succeeded_s", time.monotonic())
+        lateness_s = [ms / 1000 for ms in batch.lateness_ms]
+        with self._lock:
+            self._observe(self._batch_at, BATCH_BOUNDS_S, [batch.elapsed_s])
+            self._observe(self._lateness_at, LATENESS_BOUNDS_S, lateness_s)
+
+    def count_conflict(self, shard: int) -> None:
+        """Count a batch that the operator's hand was faster than."""
+        self._add(shard, "conflicts", 1)
+
+    def count_error(self, shard: int, error: Exception) -> None:
+        """Count a batch that failed, by the class of the error."""
+        names = (kind.__name__ for kind in type(error).__mro__)
+        name = next((name for name in names if name in _ERROR_NUMBERS), "other")
+        self._numbers[shard * _ROW + len(_SHARD_FIELDS) + _ERROR_NUMBERS[name]] += 1
+        self._add(shard, "failures", 1)
+
+    def count_tick(self, shard: int) -> None:
+        """Count a drain that ended, however it did."""
+        self._add(shard, "ticks", 1)
+
+    @property
+    def started_at(self) -> float:
+        """When the worker began, Unix seconds."""
+        return self._numbers[self._worker_at]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker was told to stop."""
+        return self._numbers[self._worker_at + 1] != 0
+
+    @property
+    def lateness(self) -> Histogram:
+        """How late the reservations expired."""
+        return self._histogram(self._lateness_at, LATENESS_BOUNDS_S)
+
+    @property
+    def batch_duration(self) -> Histogram:
+        """How long the batches took, from sending to reading the answer."""
+        return self._histogram(self._batch_at, BATCH_BOUNDS_S)
+
+    def shards(self) -> Iterator[ShardCounts]:
+        """Yield the counts of each shard."""
+        for start in range(0, self._shards * _ROW, _ROW):
+            row = self._numbers[start : start + _ROW].tolist()
+            ticks, conflicts, expired, units, failures = map(int, row[:5])
+            succeeded_at, succeeded_s, due_back_s = row[5 : len(_SHARD_FIELDS)]
+            counted = zip(ERRORS, map(int, row[len(_SHARD_FIELDS) :]), strict=True)
+            errors = {name: count for name, count in counted if count}
+            yield ShardCounts(ticks, conflicts, expired, units, failures, succeeded_at, succeeded_s, due_back_s, errors)
+
+    def _add(self, shard: int, field: str, amount: int) -> None:
+        self._numbers[shard * _ROW + _FIELD_NUMBERS[field]] += amount
+
+    def _set(self, shard: int, field: str, number: float) -> None:
+        self._numbers[shard * _ROW + _FIELD_NUMBERS[field]] = number
+
+    def _observe(self, start: int, bounds: tuple[float, ...], values: Sequence[float]) -> None:
+        if not values:
+            return
+        first, last = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
+        if first == last:  # nearly always: a batch is of one moment
+            self._numbers[start + first] += len(values)
+        else:
+            for value in values:
+                self._numbers[start + bisect_left(bounds, value)] += 1
+        self._numbers[start + len(bounds) + 1] += sum(values)
+
+    def _histogram(self, start: int, bounds: tuple[float, ...]) -> Histogram:
+        *counts, sum_s = self._numbers[start : start + len(bounds) + 2].tolist()
+        return Histogram((*bounds, math.inf), tuple(map(int, counts)), sum_s)
+
+
+_ERROR_NUMBERS = {name: number for number, name in enumerate(ERRORS)}
+_FIELD_NUMBERS = {name: number for number, name in enumerate(_SHARD_FIELDS)}
