@@ -19,9 +19,10 @@ from redis.exceptions import RedisError
 
 from expirer import Reservations, cli
 from expirer.connect import connect
+from expirer.observe.metrics import take_sample
+from expirer.observe.probes import ping
 from expirer.operate.feed import Feed
 from expirer.operate.picture import Camera
-from expirer.operate.status import look_at
 from expirer.operate.tail import _follow, _positions
 from expirer.settings import Settings
 from expirer.times import worker_clock
@@ -123,7 +124,8 @@ def expires(desk: Desk) -> list[str]:
 def pulls_the_brake(desk: Desk) -> list[str]:
     """Pause the shard by itself."""
     told = _ticks(desk, brake_above=1)
-    return told or [] if desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1" else ["no brake"]
+    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1"
+    return told or ([] if is_pulled else ["no brake was pulled"])
 
 
 def checks(desk: Desk) -> list[str]:
@@ -136,12 +138,14 @@ def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
 
     def read(client: redis.Redis) -> None:
-        client.ping()
-        look_at(client, desk.settings, 0, desk.shop.keys, 1000)
         Camera(client, desk.settings).take()
         list(client.hscan_iter(desk.shop.keys.quarantine))
 
-    return desk.errors(read)
+    trouble = ping(desk.settings)
+    told = [trouble] if trouble else desk.errors(read)
+    with connect(desk.settings) as client:
+        is_whole = take_sample(client, desk.settings).is_whole
+    return told or ([] if is_whole else ["not every shard could be read"])
 
 
 def _verb(*command: str) -> Duty:

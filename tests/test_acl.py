@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.acl import (
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer, find_cli
+from tests.test_web import Site
 
 COMMANDS = [
     pytest.param(user, rule, id=f"{user} {rule}") for user, rules in RULES.items() for rule in rules if rule[0] == "+"
@@ -161,10 +163,12 @@ def test_the_whole_product_runs(employ: Employ) -> None:
     shop, admin = worker.shop, worker.shop.client
     shop.stock("mug", 20)
     with (
-        Program(worker.url) as first,
+        ExitStack() as stack,
         Program(worker.url) as second,
         redis.Redis.from_url(checkout.url, protocol=2) as client,
     ):
+        site = Site(worker.url, stack)
+        first = site.program
         first.wait_for("job_started")
         second.wait_for("job_started")
         wait_until(lambda: admin.zcard(shop.keys.workers) == 2)
@@ -196,6 +200,8 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         wait_until(shop.quarantine)
         assert [] == mender.complaints("quarantine", "release", "o4:mug", "--quantity", "3")
         assert [] == mender.complaints("check", "--canary")
+        assert (200, "ok\n") == site.get("/readyz")
+        assert site.figures()["expirer_redis_up"] == 1
         for program in (first, second):
             program.signal(SIGTERM)
             assert program.wait(20) == 0
