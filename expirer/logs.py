@@ -47,9 +47,10 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
     )
 
     def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """A traceback ends with the message of an error, whoever wrote it."""
         if "exception" in event:
-            event["exception"] = redact(event["exception"], settings)
+            event["exception"] = redact(
+                event["exception"], settings
+            )  # it ends with an error's message, whoever wrote it
         return event
 
     logger: FilteringBoundLogger = structlog.wrap_logger(
