@@ -58,7 +58,7 @@ def test_its_python_runs(server_client: redis.Redis, shared_server: RedisServer)
     shop.stock("mug", 10)
     ((_, code),) = blocks(README, "python")
 
-    exec(code.replace("redis.Redis()", f"redis.Redis.from_url({shared_server.url!r})"), {})  # noqa: S102
+    exec(code.replace("redis.Redis()", f"redis.Redis.from_url({shared_server.url!r})"), {})  # noqa: S102  # what the README shows is run
 
     assert "Confirmed" == shop.status("order-4:mug")
     shop.assert_conserved({"mug": 10})

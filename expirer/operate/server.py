@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from expirer import scripts
 from expirer.connect import connect, location, redact
 from expirer.keys import ShardKeys
+from expirer.operate.terminal import shown
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
 
@@ -28,7 +29,7 @@ def redis_or_say(settings: Settings) -> Iterator[Redis]:
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            said = redact(scripts.explained(str(error)), settings)
+            said = shown(redact(scripts.explained(str(error)), settings))
             sys.stderr.write(f"expirer: {location(settings)}: {said}\n")
 
 
