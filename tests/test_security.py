@@ -7,8 +7,10 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +25,9 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import NOW, Inventory, contents
-from tests.program import DEADLINE_S
+from tests.program import DEADLINE_S, Program, wait_until
 from tests.reader import ROOT
+from tests.servers import RedisServer
 
 HOSTILE = [
     "\x1b]0;owned\x07\x1b[2J",
@@ -178,6 +181,31 @@ def test_a_server_that_lies_is_no_more_than_an_error(
         assert line.isprintable()
         assert json.loads(line)["event"] == "processing_error"
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_flood_of_messages_costs_a_look_per_resolution(own_server: RedisServer) -> None:
+    """Whoever may publish can make a worker look, but however often he does, no more than once per resolution."""
+    with own_server.client() as client, Program(own_server.url, "--resolution", "200ms") as program:
+        wake = Inventory(client).keys.wake
+        program.wait_for("job_started")
+        wait_until(lambda: client.pubsub_numsub(wake)[0][1])
+
+        def looks() -> int:
+            calls: int = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+            return calls
+
+        def flood(until: int) -> bool:
+            with client.pipeline() as pipe:
+                for _ in range(500):
+                    pipe.publish(wake, "1")
+                pipe.execute()
+            return looks() >= until
+
+        before, began_at = looks(), time.monotonic()
+        wait_until(partial(flood, before + 5))
+        elapsed_s = time.monotonic() - began_at
+
+        assert looks() - before <= elapsed_s / 0.2 + 2
 
 
 def test_a_value_of_the_configuration_touches_nothing(
