@@ -17,6 +17,7 @@ RUN pip install --no-cache-dir --root-user-action=ignore --only-binary=:all: --r
 COPY --from=build /dist /dist
 RUN pip install --no-cache-dir --root-user-action=ignore --no-deps /dist/*.whl
 ENV PYTHONDONTWRITEBYTECODE=1
+# No EXPOSE and no HEALTHCHECK: it listens nowhere until EXPIRER_HTTP_PORT says so.
 USER 10001:10001
 ENTRYPOINT ["expirer"]
 CMD ["run"]

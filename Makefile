@@ -4,14 +4,20 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: audit bench clean demo lint lock sbom test
+.PHONY: audit bench clean demo demo-monitoring lint lock sbom test
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
 	$(BIN)/expirer demo
 
+demo-monitoring: $(VENV)/.test
+	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/tools.py prometheus prometheus-alertmanager
+	$(BIN)/python -m deploy.monitoring
+
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/tools.py
 	$(BIN)/pytest
 
 # One part, fewer rounds: make bench ONLY=drain ROUNDS=2

@@ -21,6 +21,7 @@ from expirer import Reservations, cli
 from expirer.connect import connect
 from expirer.observe.metrics import take_sample
 from expirer.observe.probes import ping
+from expirer.observe.watch import Watch
 from expirer.operate.feed import Feed
 from expirer.operate.picture import Camera
 from expirer.operate.tail import _follow, _positions
@@ -137,15 +138,12 @@ def checks(desk: Desk) -> list[str]:
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
 
-    def read(client: redis.Redis) -> None:
-        Camera(client, desk.settings).take()
-        list(client.hscan_iter(desk.shop.keys.quarantine))
-
-    trouble = ping(desk.settings)
-    told = [trouble] if trouble else desk.errors(read)
     with connect(desk.settings) as client:
+        watch = Watch(client, desk.settings, "worker")
+        watch.look()
         is_whole = take_sample(client, desk.settings).is_whole
-    return told or ([] if is_whole else ["not every shard could be read"])
+    troubles = [ping(desk.settings), watch.view().error, "" if is_whole else "not every shard could be read"]
+    return [trouble for trouble in troubles if trouble]
 
 
 def _verb(*command: str) -> Duty:

@@ -19,6 +19,7 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.inventory import NOW, Inventory
 from tests.servers import MISSING, RedisServer, find_server, free_port
+from tests.tools import find_tool, missing
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,22 @@ def server_binary() -> Path:
     if binary is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     return binary
+
+
+Tool = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tool() -> Tool:
+    """Return a function that finds a real tool, such as promtool; without it skip, but fail where CI is set."""
+
+    def find(name: str) -> Path:
+        found = find_tool(name)
+        if found is None:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(missing(name))
+        return found
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from expirer.observe.brief import Brief
 from expirer.observe.web import serve
@@ -25,7 +26,8 @@ def main() -> None:
     """Serve until the sidecar, the other end of the input, has gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker may need its last second; this ends with it
-    os.nice(_NICE)
+    with suppress(OSError):  # a sandbox may forbid it
+        os.nice(_NICE)
     brief: Brief = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the process that started this one
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     serve(brief)
