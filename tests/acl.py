@@ -137,7 +137,6 @@ def checks(desk: Desk) -> list[str]:
 
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
-
     with connect(desk.settings) as client:
         watch = Watch(client, desk.settings, "worker")
         watch.look()
