@@ -254,7 +254,7 @@ class Worker:
 
     def _standby_s(self, shard: _Shard) -> float:
         # The half gives the leader time to tick and tell, the whole is what its death may cost.
-        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311
+        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311  # jitter
 
     def _pause_s(self, batch: Batch, pause: Pause) -> float:
         """Return the seconds until the pause ends, at most the interval."""

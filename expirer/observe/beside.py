@@ -74,7 +74,7 @@ class WebProcess:
 
     def _keep(self, brief: Brief) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self.tally.is_stopping:
             began_at = time.monotonic()
             code = self._serve(brief)
             if self.tally.is_stopping:
