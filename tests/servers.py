@@ -47,12 +47,19 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for)."""
+    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for).
 
-    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 0) -> None:
+    Args:
+        options: as on its command line.
+        sentinel: its configuration file, where it is a Sentinel.
+
+    """
+
+    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 0, sentinel: Path | None = None) -> None:
         self._binary = binary
         self._folder = folder
-        self._options = options
+        self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
+        self._configuration = (sentinel,) if sentinel else ()
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -61,8 +68,8 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
-            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket,
-            "--dir", self._folder, "--save", "", "--logfile", self._folder / "redis.log",
+            self._binary, *self._configuration, "--port", str(self.port), "--bind", "127.0.0.1",
+            "--unixsocket", self.socket, "--dir", self._folder, "--logfile", self._folder / "redis.log",
             *self._options,
         ]  # fmt: skip
         self._process = subprocess.Popen(arguments)
@@ -80,6 +87,16 @@ class RedisServer:
         """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def resume(self) -> None:
+        """Let a process that was stopped go on."""
+        if self._process is not None:
+            self._process.send_signal(signals.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process is not None
 
     def stop(self, number: signals.Signals = signals.SIGKILL) -> None:
         """End the process and wait for it."""
