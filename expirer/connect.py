@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from redis import ConnectionPool, Redis
@@ -32,8 +34,40 @@ class PasswordFile(CredentialProvider):
         return (password,) if self._username is None else (self._username, password)
 
 
-def connect(settings: Settings) -> Redis:
-    """Build a client; it connects at its first command.
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A client for each shard, of the server that serves it; each connects at its first command."""
+
+    shards: tuple[Redis, ...]
+
+    @classmethod
+    def one(cls, client: Redis, settings: Settings) -> Self:
+        """Serve every shard by one client."""
+        return cls((client,) * settings.shards)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for client in set(self.shards):
+            client.close()
+
+    def lanes(self) -> list[list[int]]:
+        """Return which shards share a client: one that hangs holds up these, and no others."""
+        lanes: dict[Redis, list[int]] = {}
+        for number, client in enumerate(self.shards):
+            lanes.setdefault(client, []).append(number)
+        return list(lanes.values())
+
+    def each(self) -> list[Redis]:
+        """Return a client of each server: for what no key tells, such as SCAN."""
+        return [self.shards[0]]
+
+
+def connect_all(settings: Settings) -> Servers:
+    """Build a client for each shard.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and the worker's
     loop is the retry.
@@ -60,7 +94,12 @@ def connect(settings: Settings) -> Redis:
         pool.connection_class(**pool.connection_kwargs)  # refuses values that no connection takes
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
-    return Redis(connection_pool=pool)
+    return Servers.one(Redis(connection_pool=pool), settings)
+
+
+def connect(settings: Settings) -> Redis:
+    """Build the client of the first shard, which is the only one in most inventories; see `connect_all`."""
+    return connect_all(settings).shards[0]
 
 
 def location(settings: Settings) -> str:
