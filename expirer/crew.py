@@ -72,5 +72,5 @@ class Crew:
 
     def _warn_of_hosts(self) -> None:
         with suppress(RedisError, OSError):
-            for client in self._servers.each():
-                warn_of_host(self._log, client)
+            for client in self._servers.each().values():
+                warn_of_host(self._log, client, self._settings)

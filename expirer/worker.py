@@ -151,7 +151,7 @@ class Worker:
 
     def _tell_start(self) -> None:
         log_start(self._log, self._settings, self._keys[0])
-        warn_of_host(self._log, self._client)
+        warn_of_host(self._log, self._client, self._settings)
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
@@ -175,7 +175,7 @@ class Worker:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
             batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
-            if shard.failures:
+            if shard.failures and batch.lag is None:
                 shard.journal.tell_recovery(batch, shard.failures, time.monotonic() - shard.failed_at)
                 shard.failures = 0
             shard.journal.tell_batch(batch, is_first=shard.drain == Tick())
@@ -183,6 +183,8 @@ class Worker:
             if batch.held in ("brake", "clock"):
                 shard.expiry.pull_brake(shard.journal.tell_brake(batch))
                 return self._end_drain(shard, errors=1)
+            if batch.lag is not None:
+                raise batch.lag  # noqa: TRY301  # from here on it is an error like any other
         except WatchError:
             shard.journal.tell_conflict()
             return self._end_drain(shard, conflicts=1)

@@ -21,6 +21,7 @@ from expirer.connect import Servers, location, redact
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
 from expirer.keys import ShardKeys, shard_keys
+from expirer.locate import shown as shown_address
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import shown
@@ -114,18 +115,23 @@ def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys
     yield Remark("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
 
 
-def _server(servers: Servers, _settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    for client in servers.each():
-        yield from _about_server(client)
+def _server(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    for address, client in servers.each().items():
+        yield from (_at(address, remark) for remark in _about_server(client, settings))
 
 
-def _about_server(client: Redis) -> Iterator[Remark]:
+def _at(address: str, remark: Remark) -> Remark:
+    """Name the server where there are several."""
+    return replace(remark, finding=f"{address}: {remark.finding}") if address else remark
+
+
+def _about_server(client: Redis, settings: Settings) -> Iterator[Remark]:
     try:
         info: Any = client.info()
     except ResponseError:
         yield Remark("ok", "server", "it hides INFO, so version, role, memory and persistence were not looked at")
         return
-    yield from remarks(info)
+    yield from remarks(info, settings)
     if "aof_enabled" in info:
         yield _persistence(client, info)
 
@@ -146,8 +152,8 @@ def _persistence(client: Redis, info: dict[str, Any]) -> Remark:
 
 
 def _clock(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    for client in servers.each():
-        yield _about_clock(client, settings)
+    for address, client in servers.each().items():
+        yield _at(address, _about_clock(client, settings))
 
 
 def _about_clock(client: Redis, settings: Settings) -> Remark:
@@ -186,8 +192,12 @@ def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) ->
         yield Remark("ok", "keys", "each is free, or of its type")
 
 
-def _slots(_servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    if all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
+def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    if servers.cluster is not None:
+        served = Counter(shown_address(servers.cluster.primary(slot)) for slot in servers.slots)
+        each = ", ".join(f"{count:,} on {address}" for address, count in served.most_common())
+        yield Remark("ok", "slots", f"all keys of a shard share one; shards: {each}")
+    elif all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
         yield Remark("ok", "slots", "all keys of a shard share one")
     else:
         yield Remark("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster minds")
@@ -195,8 +205,10 @@ def _slots(_servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) 
 
 def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
-    for client in servers.each():
+    for client in servers.each().values():
         client.script_load(scripts.load("expire").text)
+        if settings.min_replicas_ack:
+            client.wait(0, 1)
     for number, (client, keys) in enumerate(zip(servers.shards, shards, strict=True)):
         prefix = f"{keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(keys, **{name: prefix + name for name in _OF_THE_SCRIPT})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from expirer.connect import Servers, connect_all, location, redact
+from expirer.connect import Servers, connect_all, explain, location
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
@@ -27,7 +27,7 @@ def redis_or_say(settings: Settings) -> Iterator[Servers]:
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+            sys.stderr.write(f"expirer: {location(settings)}: {explain(error, settings)}\n")
 
 
 def server_now(client: Redis, settings: Settings) -> int:

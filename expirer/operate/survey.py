@@ -76,7 +76,7 @@ class Survey:
         common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
         self._feeds: list[Feed] = []
         try:
-            for client in servers.each():
+            for client in servers.each().values():
                 self._feeds.append(Feed(client, common))
         except ResponseError:
             self.close()
@@ -90,7 +90,7 @@ class Survey:
 
     def size(self) -> int:
         """Return how many keys there are, of whatever kind."""
-        return sum(client.dbsize() for client in self.servers.each())
+        return sum(client.dbsize() for client in self.servers.each().values())
 
     def walk(self, tell: Callable[[int], object]) -> Iterator[tuple[int, Row]]:
         """Yield (shard, row) for every reservation, and every index entry without one; maybe more than once.
@@ -188,7 +188,7 @@ class Survey:
     def _scan(self, what: str, prefixes: list[bytes], tell: Callable[[int], object]) -> Iterator[list[bytes]]:
         single = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefixes[0])
         pattern: Any = single if len(prefixes) == 1 else f"{{{self.settings.namespace}:*}}:{what}:".encode()
-        for client in self.servers.each():
+        for client in self.servers.each().values():
             cursor = None
             while cursor != 0:
                 cursor, keys = _paced(partial(client.scan, cursor or 0, match=pattern + b"*", count=_COUNT))

@@ -15,11 +15,11 @@ from queue import Queue
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError
+from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, TryAgainError
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as TooLate
 
-from expirer.connect import Servers, location, redact
+from expirer.connect import Servers, explain, location
 from expirer.keys import shard_keys
 from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_time
@@ -30,7 +30,7 @@ from expirer.times import parse_duration, to_ms
 _BLOCK_MS = 1000
 _COUNT = 500
 _RETRY_S = 1.0
-_WEATHER = (NoConnection, TooLate, BusyLoadingError)
+_WEATHER = (NoConnection, TooLate, BusyLoadingError, AskError, ClusterDownError, TryAgainError)
 """What passes by itself."""
 
 _Events = list[tuple[int, tuple[bytes, Any]]]
@@ -127,7 +127,7 @@ def _follow(settings: Settings, streams: list[_Stream]) -> Iterator[_Events]:
             answer: Any = client.xread(positions, count=_COUNT, block=_BLOCK_MS)
         except _WEATHER as error:
             if not is_away:
-                sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}; waiting for it\n")
+                sys.stderr.write(f"expirer: {location(settings)}: {explain(error, settings)}; waiting for it\n")
             is_away = True
             time.sleep(_RETRY_S)
             continue
