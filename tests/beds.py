@@ -36,15 +36,28 @@ class Replicated:
     Args:
         options: of every server, as on its command line.
         sentinel_lines: of every Sentinel, as in its configuration file.
+        login: what a client of the tests needs to connect to a server, such as a password.
+        sentinel_login: the same for a Sentinel.
 
     """
 
-    def __init__(self, binary: Path, folder: Path, *options: str, sentinel_lines: tuple[str, ...] = ()) -> None:
+    def __init__(  # each with a default
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        sentinel_lines: tuple[str, ...] = (),
+        login: dict[str, Any] | None = None,
+        sentinel_login: dict[str, Any] | None = None,
+    ) -> None:
         self._binary = binary
         self._folder = folder
         self._sentinel_lines = sentinel_lines
+        self._sentinel_login = sentinel_login
         self.servers = [
-            RedisServer(binary, _made(folder / f"server-{number}"), *_REPLICATION, *options, port=free_port())
+            RedisServer(
+                binary, _made(folder / f"server-{number}"), *_REPLICATION, *options, port=free_port(), login=login
+            )
             for number in range(3)
         ]
         self.sentinels: list[RedisServer] = []
@@ -129,7 +142,9 @@ class Replicated:
             *self._sentinel_lines,
         )
         configuration.write_text("".join(f"{line}\n" for line in lines))
-        sentinel = RedisServer(self._binary, folder, port=free_port(), sentinel=configuration)
+        sentinel = RedisServer(
+            self._binary, folder, port=free_port(), sentinel=configuration, login=self._sentinel_login
+        )
         sentinel.start()
         return sentinel
 
@@ -345,7 +360,8 @@ def _raw(server: RedisServer, *command: str) -> bytes:
 
 
 def _client(server: RedisServer) -> Any:  # noqa: ANN401  # redis-py leaves half of its commands untyped
-    return redis.Redis(port=server.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+    retry = Retry(NoBackoff(), 0)
+    return redis.Redis(port=server.port, protocol=2, retry=retry, socket_timeout=5, **server.login)
 
 
 def _made(folder: Path) -> Path:

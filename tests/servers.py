@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -52,14 +53,24 @@ class RedisServer:
     Args:
         options: as on its command line.
         sentinel: its configuration file, where it is a Sentinel.
+        login: what a client of the tests needs besides the address, such as a password.
 
     """
 
-    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 0, sentinel: Path | None = None) -> None:
+    def __init__(  # each with a default
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        sentinel: Path | None = None,
+        login: dict[str, Any] | None = None,
+    ) -> None:
         self._binary = binary
         self._folder = folder
         self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
         self._configuration = (sentinel,) if sentinel else ()
+        self.login = login or {}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -81,7 +92,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """Return a new client that never repeats a command."""
-        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5, **self.login)
 
     def signal(self, number: signals.Signals) -> None:
         """Send a signal to the process."""
