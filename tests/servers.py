@@ -54,6 +54,7 @@ class RedisServer:
         options: as on its command line.
         sentinel: its configuration file, where it is a Sentinel.
         login: what a client of the tests needs besides the address, such as a password.
+        tls: the authority's certificate, where the port speaks TLS.
 
     """
 
@@ -65,12 +66,14 @@ class RedisServer:
         port: int = 0,
         sentinel: Path | None = None,
         login: dict[str, Any] | None = None,
+        tls: Path | None = None,
     ) -> None:
         self._binary = binary
         self._folder = folder
         self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
         self._configuration = (sentinel,) if sentinel else ()
         self.login = login or {}
+        self.tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -79,7 +82,7 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
-            self._binary, *self._configuration, "--port", str(self.port), "--bind", "127.0.0.1",
+            self._binary, *self._configuration, *self._ports(), "--bind", "127.0.0.1",
             "--unixsocket", self.socket, "--dir", self._folder, "--logfile", self._folder / "redis.log",
             *self._options,
         ]  # fmt: skip
@@ -89,6 +92,10 @@ class RedisServer:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((self._folder / "redis.log").read_text())
             time.sleep(0.01)
+
+    def _ports(self) -> tuple[str, ...]:
+        port = str(self.port)
+        return ("--port", port) if self.tls is None else ("--port", "0", "--tls-port", port)
 
     def client(self) -> redis.Redis:
         """Return a new client that never repeats a command."""

@@ -14,7 +14,7 @@ from expirer.crew import Crew
 from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.beds import SERVICE, Replicated, hung
+from tests.beds import SERVICE, Replicated, hung, wait_for_replicas
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -61,7 +61,7 @@ def test_a_replica_that_was_the_primary_is_let_go(replicated: Replicated, log: L
     worker = worker_of(replicated, log)
     worker.tick()
     shop.hold("mug", 1, 1000)
-    wait_until(lambda: old.client().wait(2, 0) == 2)
+    wait_for_replicas(old, 2)
     replicated.failover()
 
     wait_until(lambda: old.client().info()["role"] == "slave")
@@ -76,7 +76,7 @@ def test_a_failover_in_a_drain_doubles_nothing(replicated: Replicated, how: str)
     old = replicated.primary()
     backlog = Backlog(old.client())
     backlog.add(3000)
-    wait_until(lambda: old.client().wait(2, 0) == 2)
+    wait_for_replicas(old, 2)
 
     flags = ("--batch-size", "10", "--max-rate", "2000", "--interval", "1s")
     url = "redis://127.0.0.1:1/0?socket_timeout=1"
