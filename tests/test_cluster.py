@@ -22,7 +22,6 @@ from expirer.crew import Crew
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys, shard_of
 from expirer.operate.picture import Camera
-from expirer.operate.tail import _follow_all, _positions
 from expirer.settings import Settings
 from expirer.verbs import VERBS
 from tests.beds import Cluster, hung, wait_for_replicas
@@ -31,7 +30,7 @@ from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer, free_port
 from tests.test_every_verb import EXAMPLES
-from tests.test_tail import expire
+from tests.test_tail import expire, following
 
 SHARDS = 6
 
@@ -244,16 +243,18 @@ def test_a_canary_flies_on_every_shard(cluster: Cluster, client: RedisCluster, v
 
 def test_events_of_all_shards_are_followed(cluster: Cluster, client: RedisCluster) -> None:
     """`tail` reads the streams of all primaries, each event once."""
-    settings = Settings(**cluster.settings, shards=SHARDS)
-    with connect_all(settings) as servers:
-        events = _follow_all(settings, _positions(servers, settings, None))
+    url = cluster.settings["redis_url"]
+    for number, shop in enumerate(shops_of(client)):
+        expire(client, number, shop)  # type: ignore[arg-type]  # a Cluster takes the same command
+    flags = ("--redis-cluster", "true", "--shards", str(SHARDS), "--from", "start", "--json")
+    with following(url, *flags) as follower:
+        wait_until(lambda: len(follower.lines) == SHARDS)
         for number, shop in enumerate(shops_of(client)):
-            expire(client, number, shop)  # type: ignore[arg-type]  # a Cluster takes the same command
-        seen: Counter[int] = Counter()
-        while seen.total() < SHARDS:
-            seen.update(shard for shard, _ in next(events))
+            expire(client, number + 10, shop)  # type: ignore[arg-type]
+        wait_until(lambda: len(follower.lines) == 2 * SHARDS)
 
-    assert dict.fromkeys(range(SHARDS), 1) == seen
+    shards = Counter(json.loads(line)["shard"] for line in follower.lines)
+    assert (dict.fromkeys(range(SHARDS), 2), []) == (shards, follower.errors)
 
 
 def test_top_sees_all_shards(cluster: Cluster, client: RedisCluster) -> None:
@@ -314,8 +315,10 @@ def test_no_start_node_is_an_error_of_the_tick(log: Log) -> None:
     assert ["127.0.0.1:1: ", "127.0.0.1:2: "] == re.findall(r"127\.0\.0\.1:\d: ", message)
 
 
-def test_a_hung_primary_delays_no_other(server_binary: Path, tmp_path: Path) -> None:
-    """While one primary hangs for ever the shards of the others go on expiring, and a stop ends them all."""
+def test_a_hung_primary_delays_no_other(
+    server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one primary hangs for ever the others' shards expire, status tells them apart, and a stop ends them all."""
     with ExitStack() as stack:
         bed = stack.enter_context(Cluster(server_binary, tmp_path, "--cluster-node-timeout", "60000"))
         client = stack.enter_context(bed.client())
@@ -336,6 +339,12 @@ def test_a_hung_primary_delays_no_other(server_binary: Path, tmp_path: Path) -> 
             living[0].client().publish(shops[number].keys.wake, "1")
 
         wait_until(lambda: len(program.of("processing_completed")) == len(numbers))
+        url = f"{bed.settings['redis_url']}?socket_timeout=0.2"
+        assert 1 == cli.main(["status", "--redis-url", url, "--redis-cluster", "true", "--shards", str(SHARDS)])
+        states = re.findall(r"shard (\d): (\w+ \w+|healthy)", capsys.readouterr().out)
+        assert {(str(number), "no answer") for number in served[hanging]} == set(states) - {
+            (str(number), "healthy") for number in numbers
+        }
         program.signal(SIGTERM)
         assert 0 == program.wait(5)
 
