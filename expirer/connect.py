@@ -26,8 +26,8 @@ _PORT = 6379
 _TIMEOUT_S = 5.0
 _PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
 """Before redis-py 6 no other knows the errors of a Cluster by name."""
-_OF_THE_SERVER = ("credential_provider", "db", "password", "username")
-"""Options that do not fit its Sentinels."""
+_OF_THE_SERVER = ("client_name", "credential_provider", "db", "password", "username")
+"""Options that its Sentinels do not need, or would refuse."""
 
 
 class PasswordFile(CredentialProvider):
