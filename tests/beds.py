@@ -287,6 +287,10 @@ class Cluster:
             with suppress(redis.ResponseError):  # a replica is told by its primary
                 _execute(node, "CLUSTER", "SETSLOT", slot, "NODE", id_)
 
+    def settle(self, slot: int, node: RedisServer) -> None:
+        """Let a node forget that a slot moves, as `redis-cli --cluster fix` does."""
+        _execute(node, "CLUSTER", "SETSLOT", slot, "STABLE")
+
     def move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Move a slot, key by key, as redis-cli does."""
         self.begin_move(slot, source, target)
