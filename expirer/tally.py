@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redis import exceptions
 
-from expirer.expiry import Batch, Tick
+from expirer.expiry import Batch, ReplicasLagError, Tick
 
 LATENESS_BOUNDS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
@@ -23,7 +23,7 @@ BATCH_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 
 ERRORS = (
     *sorted(name for name, kind in vars(exceptions).items() if isinstance(kind, type) and issubclass(kind, Exception)),
-    *("OSError", "other"),
+    *(ReplicasLagError.__name__, "OSError", "other"),
 )
 """The classes that are told apart: as many rows as there are names in redis-py, and no more."""
 
@@ -132,9 +132,10 @@ class Tally:
         counts = batch.counts
         self._add(shard, "expired", counts.expired)
         self._add(shard, "units", counts.units)
-        self._set(shard, "failures", 0)
-        self._set(shard, "succeeded_at", time.time())
-        self._set(shard, "succeeded_s", time.monotonic())
+        if batch.lag is None:
+            self._set(shard, "failures", 0)
+            self._set(shard, "succeeded_at", time.time())
+            self._set(shard, "succeeded_s", time.monotonic())
         lateness_s = [ms / 1000 for ms in batch.lateness_ms]
         with self._lock:
             self._observe(self._batch_at, BATCH_BOUNDS_S, [batch.elapsed_s])

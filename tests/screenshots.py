@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from expirer.connect import connect
+from expirer.connect import Servers, connect
 from expirer.control import pausing, resuming
 from expirer.keys import shard_keys
 from expirer.observe.history import HOUR_MS, PERIOD_MS
@@ -48,7 +48,7 @@ class Shop:
         self._random = random.Random(7)
         self._orders = 48_000
         self._workers = [Worker(connect(self._settings), self._settings, Log().logger()) for _ in range(2)]
-        self._watch = Watch(self._client, self._settings, self._workers[0].id)
+        self._watch = Watch(Servers.one(self._client, self._settings), self._settings, self._workers[0].id)
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 

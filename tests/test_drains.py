@@ -49,7 +49,7 @@ def test_a_drain_tells_what_it_did(client: redis.Redis, inventory: Inventory, lo
     inventory.hold("mug", 2, NOW - 1500)
     inventory.hold("mug", 3, NOW - 3)
     inventory.hold("gone", 1, NOW - 2)
-    Worker(client, Settings(batch_size=1), log.logger(), lambda: NOW, tally).tick()
+    Worker(client, Settings(batch_size=1), log.logger(), lambda: NOW, tally=tally).tick()
     (drain,), lost = tally.take_drains()
 
     assert Drain(0, drain.began_at, drain.ended_at, 2, 5, 0, 0, 1, 0, "") == drain
@@ -61,7 +61,7 @@ def test_a_drain_tells_what_it_did(client: redis.Redis, inventory: Inventory, lo
 def test_what_did_nothing_leaves_nothing(client: redis.Redis, inventory: Inventory, log: Log) -> None:
     """An idle tick, and one that a pause kept from its work, are counted and not kept."""
     tally = Tally(1)
-    worker = Worker(client, Settings(), log.logger(), lambda: NOW, tally)
+    worker = Worker(client, Settings(), log.logger(), lambda: NOW, tally=tally)
     worker.tick()
     inventory.overdue("mug", 3)
     client.hset(inventory.keys.control, mapping=pausing("ann", "outage", NOW))  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_what_failed_is_kept(fake_server: fakeredis.FakeServer, log: Log) -> Non
     """A failed drain is kept with the class of its error."""
     tally = Tally(1)
     fake_server.connected = False
-    Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger(), lambda: NOW, tally).tick()
+    Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger(), lambda: NOW, tally=tally).tick()
     drains, _ = tally.take_drains()
 
     assert ["ConnectionError"] == [drain.error for drain in drains]
@@ -86,7 +86,7 @@ def test_a_conflict_is_kept(client: redis.Redis, inventory: Inventory, log: Log)
     tally = Tally(1)
     tally.count_drain(0, Tick(conflicts=1), 0.5, redis.WatchError())
     inventory.overdue("mug", 3)
-    Worker(client, Settings(), log.logger(), lambda: NOW, tally).tick()
+    Worker(client, Settings(), log.logger(), lambda: NOW, tally=tally).tick()
     drains, _ = tally.take_drains()
 
     assert [("WatchError", 0), ("", 3)] == [(drain.error, drain.expired) for drain in drains]

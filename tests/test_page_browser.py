@@ -11,6 +11,7 @@ import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
 
+from expirer.connect import Servers
 from expirer.control import pausing
 from expirer.observe.page import CSP, render
 from expirer.observe.watch import Watch
@@ -71,7 +72,7 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     shop = Inventory(server_client)
     now = int(worker_clock())
     worker = Worker(server_client, Settings(), Log().logger())
-    watch = Watch(server_client, Settings(), worker.id)
+    watch = Watch(Servers.one(server_client, Settings()), Settings(), worker.id)
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)
