@@ -108,4 +108,6 @@ def _flag(setting: str) -> str:
 
 
 def _complain(problem: str) -> None:
-    sys.stderr.write(f"expirer: {problem}\n")
+    from expirer.operate.terminal import shown  # noqa: PLC0415  # only where something is wrong
+
+    sys.stderr.write(f"expirer: {shown(problem)}\n")

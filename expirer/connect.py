@@ -57,6 +57,8 @@ def connect(settings: Settings) -> Redis:
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_timeout": _TIMEOUT_S,
+            # Before redis-py 6 any host's certificate would do.
+            **({"ssl_check_hostname": True} if settings.redis_url.get_secret_value().startswith("rediss:") else {}),
         }
         pool = ConnectionPool(**{**defaults, **options})
         pool.connection_class(**pool.connection_kwargs)  # refuses values that no connection takes

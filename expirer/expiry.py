@@ -55,6 +55,11 @@ class Tick:
     conflicts: int = 0
     errors: int = 0
 
+    @property
+    def due(self) -> int:
+        """How many due entries were taken, whatever came of them."""
+        return self.expired + self.skipped + self.rescheduled + self.quarantined
+
     def __add__(self, other: Tick) -> Tick:
         return Tick(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 import expirer
+from expirer import scripts
 from expirer.connect import location, redact
 from expirer.control import BRAKE, Pause
 from expirer.expiry import Batch, Tick
@@ -143,7 +144,7 @@ class ShardJournal:
             self._log.error(
                 "processing_error",
                 error=type(error).__name__,
-                message=redact(str(error), self._settings),
+                message=redact(scripts.explained(str(error)), self._settings),
                 retry_in_ms=round(retry_s * 1000),
                 exc_info=error if not isinstance(error, RedisError | OSError) else None,
                 **more,
@@ -151,7 +152,7 @@ class ShardJournal:
 
     def tell_drain(self, done: Tick, elapsed_s: float) -> None:
         """Say in one line what a drain did, if anything."""
-        if done.expired or done.skipped or done.rescheduled or done.quarantined:
+        if done.due:
             self._log.info(
                 "processing_completed",
                 count=done.expired,

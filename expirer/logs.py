@@ -9,6 +9,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from expirer.connect import redact
 from expirer.settings import Settings
 
 
@@ -42,14 +43,24 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
             )
         ]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.JSONRenderer()]
     )
+
+    def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        if "exception" in event:
+            event["exception"] = redact(
+                event["exception"], settings
+            )  # it ends with an error's message, whoever wrote it
+        return event
+
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Writer(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             _what_first,
+            structlog.processors.format_exc_info,
+            hide_secrets,
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),

@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Self, cast
 
 from redis import Redis
+from redis.commands.core import Script
+from redis.exceptions import ResponseError
 
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_of
@@ -164,7 +166,8 @@ class Reservations:
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = self._reserve(
+        reply = _run(
+            self._reserve,
             keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
             args=[
                 id_,
@@ -187,7 +190,8 @@ class Reservations:
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = self._confirm(
+        reply = _run(
+            self._confirm,
             keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
             args=[id_, order_id, product_id, self._retention_ms],
         )
@@ -202,7 +206,8 @@ class Reservations:
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = self._release(
+        reply = _run(
+            self._release,
             keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
             args=[id_, order_id, product_id, self._retention_ms],
         )
@@ -229,7 +234,8 @@ class Reservations:
 
         """
         id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = self._extend(
+        reply = _run(
+            self._extend,
             keys=[keys.index, keys.reservation_prefix + id_, keys.quarantine],
             args=[
                 id_,
@@ -249,6 +255,14 @@ class Reservations:
 
     def _now(self) -> int | str:
         return "" if self._now_ms is None else int(self._now_ms())
+
+
+def _run(script: Script, keys: list[str], args: list[object]) -> object:
+    try:
+        return script(keys=keys, args=args)  # type: ignore[arg-type]
+    except ResponseError as error:
+        error.args = (scripts.explained(str(error)),)
+        raise
 
 
 def _checked_ms(duration: timedelta) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,21 @@ class Script:
 @cache
 def load(name: str) -> Script:
     """Read `<name>.lua`; raise FileNotFoundError where the installation lacks it."""
-    inside, beside = (folder / "lua" / f"{name}.lua" for folder in (_PACKAGE, _PACKAGE.parent))
-    text = (inside if inside.exists() else beside).read_text(encoding="utf-8")
+    text = (_folder() / f"{name}.lua").read_text(encoding="utf-8")
     return Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def explained(error: str) -> str:
+    """Put before an error of a script the commands on the line where it stopped: some servers name but the line."""
+    place = re.search(r"\b(?:f_)?([0-9a-f]{40})\b.*user_script:(\d+)", error, re.DOTALL)
+    texts = {script.sha: script.text for script in map(load, (path.stem for path in _folder().glob("*.lua")))}
+    if place is None or place[1] not in texts or re.search(r"'\w+' command", error):
+        return error
+    line = texts[place[1]].splitlines()[int(place[2]) - 1]
+    commands = dict.fromkeys(re.findall(r"call\('(\w+)'", line))
+    return f"{' or '.join(commands)}: {error}" if commands else error
+
+
+def _folder() -> Path:
+    inside, beside = _PACKAGE / "lua", _PACKAGE.parent / "lua"
+    return inside if inside.is_dir() else beside

@@ -52,6 +52,11 @@ def _words(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
+def _no_service_link(value: object) -> object:
+    # A Kubernetes Service called "expirer-http" gives this very name to all its neighbours.
+    return 0 if _SERVICE_LINK.fullmatch(f"EXPIRER_PORT={value}") else value
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 
 
@@ -134,7 +139,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
-    http_port: int = Field(0, ge=0, le=65535, description="port of metrics, probes and the page; 0: none")
+    http_port: Annotated[int, BeforeValidator(_no_service_link)] = Field(
+        0, ge=0, le=65535, description="port of metrics, probes and the page; 0: none"
+    )
     http_host: str = Field("127.0.0.1", min_length=1, description="address that it listens on; 0.0.0.0 for all")
 
     index_key: str | None = Field(None, min_length=1, description="the index; default {inventory}:reservations")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from queue import SimpleQueue
 from types import FrameType
 
@@ -46,8 +47,11 @@ def run(settings: Settings) -> int:
     thread = threading.Thread(target=work, name="expirer-worker", daemon=True)
     thread.start()
     news.get()
+    deadline = time.monotonic() + _STOP_DEADLINE_S
     thread.join(_STOP_DEADLINE_S)
     if not thread.is_alive():
+        if web:
+            web.stop(deadline - time.monotonic())
         return code
     error = "no answer in time; the batch under way is whole, or not done"
     farewell = threading.Thread(target=lambda: log.warning("job_stopped", worker=worker.id, error=error), daemon=True)

@@ -175,29 +175,30 @@ class Worker:
             if batch.held in ("brake", "clock"):
                 shard.expiry.pull_brake(shard.journal.tell_brake(batch))
                 return self._end_drain(shard, errors=1)
-        except WatchError:
+        except WatchError as error:
             self._tally.count_conflict(shard.number)
             shard.journal.tell_conflict()
-            return self._end_drain(shard, conflicts=1)
+            return self._end_drain(shard, error=error, conflicts=1)
         except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
             self._tally.count_error(shard.number, error)
             shard.journal.tell_error(error, delay_s)
-            return self._end_drain(shard, delay_s, errors=1)
+            return self._end_drain(shard, delay_s, error, errors=1)
         if batch.pause is not None:
             return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
         if shard.expiry.is_under_way or (batch.overdue and not batch.held and not self._is_stopping):
             return Tick()
         return self._end_drain(shard, self._delay_s(batch.now, batch.next_expires_at))
 
-    def _end_drain(self, shard: _Shard, delay_s: float = 0.0, **obstacles: int) -> Tick:
+    def _end_drain(self, shard: _Shard, delay_s: float = 0.0, error: Exception | None = None, **obstacles: int) -> Tick:
         """Say what the drain did, and when to look at the shard again."""
         done = replace(shard.drain or Tick(), **obstacles)
         shard.drain = None
         shard.is_standby = False
-        shard.wake_at = max(shard.drain_began_at + self._resolution_s, time.monotonic() + delay_s)
-        self._tally.count_tick(shard.number)
-        shard.journal.tell_drain(done, time.monotonic() - shard.drain_began_at)
+        now = time.monotonic()
+        shard.wake_at = max(shard.drain_began_at + self._resolution_s, now + delay_s)
+        self._tally.count_drain(shard.number, done, now - shard.drain_began_at, error)
+        shard.journal.tell_drain(done, now - shard.drain_began_at)
         return done
 
     def _sleep(self) -> None:
@@ -253,7 +254,7 @@ class Worker:
 
     def _standby_s(self, shard: _Shard) -> float:
         # The half gives the leader time to tick and tell, the whole is what its death may cost.
-        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311
+        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311  # jitter
 
     def _pause_s(self, batch: Batch, pause: Pause) -> float:
         """Return the seconds until the pause ends, at most the interval."""

@@ -282,7 +282,7 @@ local function reply()
 end
 
 if is_dry_run then return reply() end
-if forbidden then return redis.error_reply('NOPERM this user may not write ' .. forbidden) end
+if forbidden then return redis.error_reply('NOPERM this user may not HSET ' .. forbidden) end
 
 local totals = {}
 if #due > 0 then

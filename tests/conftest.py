@@ -25,7 +25,7 @@ from tests.tools import find_tool, missing
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("EXPIRER_") or name == "REDIS_URL":
+        if name.startswith(("EXPIRER_", "OTEL_")) or name == "REDIS_URL":
             monkeypatch.delenv(name)
 
 

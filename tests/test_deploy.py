@@ -95,11 +95,6 @@ def test_the_image_is_the_one_that_is_built() -> None:
     assert f"docker build --tag {image} ." in GUIDE
 
 
-def test_the_image_can_serve() -> None:
-    """The image has the extra that metrics and probes need."""
-    assert '[http]"' in DOCKERFILE
-
-
 @every_pod
 def test_a_container_has_no_right_that_it_does_not_need(pod: Pod) -> None:
     """Each container fulfils the restricted Pod Security Standard, as the image's user, with nothing to write to."""

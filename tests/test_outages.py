@@ -31,7 +31,7 @@ from tests.servers import RedisServer, free_port
 
 MakeWorker = Callable[[str], Worker]
 
-PASSWORD = "pa:ss/w%rd"  # noqa: S105
+PASSWORD = "pa:ss/w%rd"  # noqa: S105  # it is what must not be found
 
 
 @pytest.fixture

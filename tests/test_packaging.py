@@ -65,9 +65,10 @@ def files_of(wheel: Path) -> set[str]:
 
 
 def package_files() -> set[str]:
-    """Return what a wheel must hold: the package, the mark that it is typed, and every script."""
+    """Return what a wheel must hold: the package, the page, the mark that it is typed, and every script."""
     modules = {f"expirer/{path.relative_to(ROOT / 'expirer')}" for path in (ROOT / "expirer").rglob("*.py")}
-    return {*modules, "expirer/py.typed", *(f"expirer/lua/{path.name}" for path in (ROOT / "lua").iterdir())}
+    page = {"expirer/observe/page.html", "expirer/observe/page.css"}
+    return {*modules, *page, "expirer/py.typed", *(f"expirer/lua/{path.name}" for path in (ROOT / "lua").iterdir())}
 
 
 def image_files() -> list[str]:

@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from expirer import cli, scripts
-from expirer.connect import connect
-from expirer.expiry import Tick
+from expirer import scripts
 from expirer.keys import ShardKeys
 from expirer.operate import findings
 from expirer.operate.reasons import ADVICE
 from expirer.settings import Settings, default_text, variable
 from expirer.verbs import VERBS
-from expirer.worker import Worker
-from tests.conftest import Log
-from tests.inventory import NOW, Inventory
+from tests.acl import RULES
+from tests.inventory import Inventory
 from tests.program import wait_until
 from tests.reader import ROOT, Reader, blocks, commands, normal
 from tests.servers import RedisServer
@@ -61,7 +58,7 @@ def test_its_python_runs(server_client: redis.Redis, shared_server: RedisServer)
     shop.stock("mug", 10)
     ((_, code),) = blocks(README, "python")
 
-    exec(code.replace("redis.Redis()", f"redis.Redis.from_url({shared_server.url!r})"), {})  # noqa: S102
+    exec(code.replace("redis.Redis()", f"redis.Redis.from_url({shared_server.url!r})"), {})  # noqa: S102  # what the README shows is run
 
     assert "Confirmed" == shop.status("order-4:mug")
     shop.assert_conserved({"mug": 10})
@@ -111,31 +108,14 @@ def test_its_reasons_are_all() -> None:
     assert {first or second for first, second in given} == listed == set(ADVICE)
 
 
-def test_its_rights_suffice(server_client: redis.Redis, shared_server: RedisServer) -> None:
-    """A user with exactly the needed commands expires, reschedules, skips, quarantines and listens; a check agrees."""
-    section = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
-    rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", section)]
-    server_client.execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
-    shop = Inventory(server_client)
-    shop.stock("mug", 7, 3)
-    server_client.set(shop.keys.stock_prefix + "tea", 5)
-    for product_id, fields in (("mug", {}), ("tea", {}), ("mug", {"status": "Released"}), ("mug", {"quantity": "x"})):
-        shop.hold(product_id, **{"expires_at": 1000, **fields})  # type: ignore[arg-type]
-    extended = shop.hold("mug", expires_at=1000)
-    server_client.hset(shop.keys.reservation_prefix + extended, "expires_at", 2 * NOW)
-    server_client.hset(shop.keys.quarantine, "earlier", "reason=stock_missing at=1 score=1")
-    server_client.hset(shop.keys.control, mapping={"paused": 1, "until": 1_700_000_000_000})
-    server_client.script_flush()
-    log = Log()
-    settings = Settings(redis_url=f"unix://sidecar:any@{shared_server.socket}")
-    with connect(settings) as client:
-        tick = Worker(client, settings, log.logger()).run_once()
+def test_its_rights_are_those_of_the_file() -> None:
+    """What the README lists for each ACL user are the commands of deploy/acl/expirer.acl, and no others."""
+    section = README[README.index("### Container, server and rights") :].split("`check` can say more")[0]
+    items = re.findall(r"^- `([\w-]+)`(.*\n(?:  .*\n)*)", section, re.MULTILINE)
+    listed = {user: set(re.findall(r"`([A-Z|]+)`", item)) for user, item in items}
+    listed["expirer-mend"] |= listed["expirer-look"]
 
-        assert Tick(expired=2, units=2, skipped=1, rescheduled=1, quarantined=1) == tick, log.entries
-        client.pubsub().subscribe(shop.keys.wake, shop.keys.ticks)
-        assert cli.main(["check", "--redis-url", settings.redis_url.get_secret_value()]) == 0
-    server_client.execute_command("ACL", "DELUSER", "sidecar")  # type: ignore[no-untyped-call]
-    assert (8, 2) == shop.counters("mug")
+    assert listed == {user: {rule[1:].upper() for rule in rules if rule[0] == "+"} for user, rules in RULES.items()}
 
 
 def test_its_findings_are_all() -> None:

@@ -39,3 +39,37 @@ def test_integers_are_one_thing() -> None:
     }
 
     assert 1 == len(copies)
+
+
+def line_of(name: str, code: str) -> int:
+    """Return the number of the first line of a script that has this in it."""
+    return next(n for n, line in enumerate(scripts.load(name).text.splitlines(), 1) if code in line)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The user executing the script can't run this command or subcommand script: {sha}, on @user_script:{line}.",
+        "Error running script (call to f_{sha}): @user_script:{line}: @user_script: {line}: The user executing …",
+    ],
+    ids=["redis-7.0", "redis-6.2"],
+)
+def test_an_error_names_its_command(said: str) -> None:
+    """Where Redis names but a script and its line, the command there is put before it; both where a line has two."""
+    for name, code, command in [("settle", "'XLEN'", "XLEN"), ("settle", "{call('GET', stock)}", "GET or HMGET")]:
+        error = said.format(sha=scripts.load(name).sha, line=line_of(name, code))
+
+        assert f"{command}: {error}" == scripts.explained(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Connection refused",
+        f"about a script that is not ours script: {'0' * 40}, on @user_script:3.",
+        "ACL failure in script: User ann has no permissions to run the 'xadd' command script: on @user_script:86.",
+    ],
+)
+def test_another_error_stays_as_it_is(error: str) -> None:
+    """An error that names its command, or is of no script of ours, is not touched."""
+    assert error == scripts.explained(error)

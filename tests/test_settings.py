@@ -91,7 +91,7 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems() == ["EXPIRER_INTERVALL is not a setting; the nearest is EXPIRER_INTERVAL"]
 
 
-@pytest.mark.parametrize("service", ["EXPIRER", "EXPIRER_REDIS", "EXPIRER_REDIS_MASTER"])
+@pytest.mark.parametrize("service", ["EXPIRER", "EXPIRER_HTTP", "EXPIRER_REDIS", "EXPIRER_REDIS_MASTER"])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -104,10 +104,10 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, service: str, name: str, value: str) -> None:
-    """What Kubernetes injects for services called expirer, or expirer-redis, does not stop the start."""
+    """What Kubernetes injects for services called expirer, expirer-http or expirer-redis changes nothing."""
     monkeypatch.setenv(f"{service}_{name}", value)
 
-    load()
+    assert 0 == load().http_port
 
 
 @pytest.mark.parametrize(

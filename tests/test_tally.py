@@ -10,6 +10,7 @@ import fakeredis
 import pytest
 import redis
 
+from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
 from expirer.worker import Worker
@@ -92,7 +93,7 @@ def test_another_process_may_read(tally: Tally, tmp_path: Path) -> None:
         file.truncate(Tally.size(2))
         writer, reader = Tally(2, file.fileno()), Tally(2, file.fileno())
     writer.start()
-    writer.count_tick(1)
+    writer.count_drain(1, Tick(), 0)
     writer.stop()
 
     assert (writer.started_at, True) == (reader.started_at, reader.is_stopping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from expirer.journal import Pace
 from expirer.logs import build_logger
 from expirer.observe.brief import Brief
 from expirer.observe.metrics import Metrics
+from expirer.observe.page import CSP, render
 from expirer.observe.probes import ping, why_not_alive, why_not_ready
 from expirer.observe.refreshed import Refreshed
+from expirer.observe.watch import Watch
 from expirer.tally import Tally
 
 _THREADS = 6
@@ -52,7 +55,7 @@ class Answer:
 class Application:
     """The WSGI application; no request has a side effect, and none waits for Redis longer than one time-out."""
 
-    def __init__(self, brief: Brief, tally: Tally, log: FilteringBoundLogger) -> None:
+    def __init__(self, brief: Brief, tally: Tally, watch: Watch, log: FilteringBoundLogger) -> None:
         settings = brief.settings
         self._settings = settings
         self._tally = tally
@@ -60,7 +63,10 @@ class Application:
         self._pace = Pace()
         self._ping = Refreshed(lambda: ping(settings))
         self._metrics = Metrics(connect(settings), settings, tally, brief.worker, brief.pid)
+        self._moving = Refreshed(lambda: render(watch.view()))
+        self._still = Refreshed(lambda: render(watch.view(is_still=True)))
         self._paths: dict[str, Callable[[WSGIEnvironment], Answer]] = {
+            "/": self._show_page,
             "/metrics": self._show_metrics,
             "/livez": self._show_alive,
             "/readyz": self._show_ready,
@@ -85,6 +91,11 @@ class Application:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return Answer(b"GET or HEAD\n", "405 Method Not Allowed", headers=[("Allow", "GET, HEAD")])
         return show(environ)
+
+    def _show_page(self, environ: WSGIEnvironment) -> Answer:
+        page = self._still if environ.get("QUERY_STRING") == "still" else self._moving
+        headers = [("Content-Security-Policy", CSP)]
+        return Answer(page.get().encode(), content_type="text/html; charset=utf-8", headers=headers)
 
     def _show_metrics(self, environ: WSGIEnvironment) -> Answer:
         body, content_type = self._metrics.render(environ.get("HTTP_ACCEPT", ""))
@@ -124,9 +135,11 @@ def serve(brief: Brief) -> None:
     log = build_logger(brief.settings).bind(worker=brief.worker)
     logging.getLogger("waitress").addHandler(logging.NullHandler())
     logging.getLogger("waitress").propagate = False  # it says what clients do, a line each
+    watch = Watch(connect(brief.settings), brief.settings, brief.worker)
+    threading.Thread(target=watch.run, name="expirer-watch", daemon=True).start()
     listener = socket.socket(fileno=brief.listener)
     server: Any = create_server(
-        Application(brief, Tally(brief.settings.shards, brief.memory), log),
+        Application(brief, Tally(brief.settings.shards, brief.memory), watch, log),
         sockets=[listener],
         threads=_THREADS,
         ident=None,

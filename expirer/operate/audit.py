@@ -82,10 +82,10 @@ class _Audit:
     def findings(self) -> Iterator[Finding]:
         """Yield what is wrong, each checked again after it was suspected: first reservations, then counters."""
         yield from self._recheck(self._suspect())
-        if self._survey.has_feed:
-            yield from self._count_products()
+        if self._survey.deafness:
+            self._remarks.append(f"the counters were not compared, without CLIENT TRACKING: {self._survey.deafness}")
         else:
-            self._remarks.append("the counters were not compared: this host or user has no CLIENT TRACKING")
+            yield from self._count_products()
 
     def mend(self, plans: list[Finding]) -> Counter[str]:
         """Mend what was found and still is so, each in one transaction; return how many were."""

@@ -86,13 +86,10 @@ def _remarks(client: Redis, settings: Settings) -> Iterator[Remark]:
 
 
 def _said(error: ResponseError) -> str:
-    """Return the error, with the command where Redis names but the line of the script."""
-    text = str(error).rpartition("caused error: ")[2]
-    line = re.search(r"user_script:(\d+)", text)
-    if line is None:
-        return text
-    [*_, command] = re.findall(r"call\('(\w+)'", scripts.load("expire").text.splitlines()[int(line[1]) - 1]) or [""]
-    return f"{command}: {text}" if command else text
+    """Return the error, with the command, and where redis-py tells it the key, at which it came."""
+    text = scripts.explained(str(error))
+    in_pipeline = re.fullmatch(r"Command # \d+ \((\w+(?: \S+)?).*?\) of pipeline caused error: (.*)", text, re.DOTALL)
+    return f"{in_pipeline[1]}: {in_pipeline[2]}" if in_pipeline else text
 
 
 def _way_out(error: ResponseError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from redis import Redis
 
+from expirer.control import Pause
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import server_now
 from expirer.operate.status import ShardStatus, look_at
@@ -59,6 +60,46 @@ class Picture:
         """Reservations that are due and not expired."""
         return sum(shard.overdue for shard in self.shards)
 
+    @property
+    def oldest_overdue_ms(self) -> int:
+        """Age of the oldest; 0: nothing is overdue."""
+        return max(shard.oldest_overdue_ms for shard in self.shards)
+
+    @property
+    def quarantined(self) -> int:
+        """Entries in quarantine."""
+        return sum(shard.quarantined for shard in self.shards)
+
+    @property
+    def share(self) -> int:
+        """How many of each shard are in the sample, where it has so many."""
+        return _share(len(self.shards))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether more is overdue than is in the sample: then `overdue_units` is a least."""
+        return any(shard.overdue > self.share for shard in self.shards)
+
+    @property
+    def pauses(self) -> list[tuple[Pause, list[int]]]:
+        """Each pause with the shards that it holds: those that one hand paused together are one."""
+        together: dict[tuple[str, str, int | None], tuple[Pause, list[int]]] = {}
+        for shard in self.shards:
+            pause = shard.paused
+            if pause is not None:
+                together.setdefault((pause.by, pause.reason, pause.until), (pause, []))[1].append(shard.shard)
+        return list(together.values())
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """Each worker as the shard saw it that it ticked last on; the last to tick first."""
+        latest: dict[str, dict[str, Any]] = {}
+        for shard in self.shards:
+            for worker in shard.workers:
+                if worker["last_tick"] > latest.get(worker["id"], worker)["last_tick"] or worker["id"] not in latest:
+                    latest[worker["id"]] = worker
+        return sorted(latest.values(), key=lambda worker: -worker["last_tick"])
+
 
 class Camera:
     """Takes one picture after the other; each raises RedisError where Redis fails."""
@@ -99,8 +140,7 @@ class Camera:
     def _count_products(self, keys: ShardKeys, now: int, held: Counter[str], overdue: Counter[str]) -> int:
         settings = self._settings
         cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
-        count = max(SAMPLE // len(self._shards), 1)
-        entries: Any = self._client.zrange(keys.index, 0, count - 1, withscores=True)
+        entries: Any = self._client.zrange(keys.index, 0, _share(len(self._shards)) - 1, withscores=True)
         for start in range(0, len(entries), _SLICE):
             some = entries[start : start + _SLICE]
             with self._client.pipeline(transaction=False) as pipe:
@@ -136,3 +176,7 @@ class Camera:
         if before is None:
             return None
         return max(expired - before[0], 0) / max(self._expired[1] - before[1], 0.001)
+
+
+def _share(shards: int) -> int:
+    return max(SAMPLE // shards, 1)

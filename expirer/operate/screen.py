@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from expirer.operate.picture import SAMPLE, Picture
+from expirer.operate.picture import Picture
 from expirer.operate.status import ShardStatus
 from expirer.operate.terminal import shown, shown_time
 
@@ -73,10 +71,9 @@ def _head(view: View, width: int, bars: str) -> Iterator[str]:
     if picture is None:
         return
     yield ""
-    oldest_s = max(shard.oldest_overdue_ms for shard in picture.shards) / 1000
-    more = " or more" if any(shard.overdue > _share(picture) for shard in picture.shards) else ""
-    quarantined = sum(shard.quarantined for shard in picture.shards)
-    yield f"active       {picture.active:,}, {quarantined:,} quarantined"
+    oldest_s = picture.oldest_overdue_ms / 1000
+    more = " or more" if picture.is_partial else ""
+    yield f"active       {picture.active:,}, {picture.quarantined:,} quarantined"
     yield f"overdue      {picture.overdue:,}, {picture.overdue_units:,} units{more}, the oldest for {oldest_s:,.3f} s"
     rate = "?" if picture.rate is None else f"{picture.rate:,.1f}"
     late = "none" if view.has_events else "no events"
@@ -100,18 +97,15 @@ def _state(shards: Sequence[ShardStatus]) -> str:
 
 def _pauses(picture: Picture) -> Iterator[str]:
     """Tell who pauses what, until when and why; one line for all shards that were paused together."""
-    together: defaultdict[tuple[str, str, int | None], list[int]] = defaultdict(list)
-    for shard in picture.shards:
-        if shard.paused is not None:
-            together[shard.paused.by, shard.paused.reason, shard.paused.until].append(shard.shard)
-    for (by, reason, until), numbers in list(together.items())[:_PAUSES]:
+    pauses = picture.pauses
+    for pause, numbers in pauses[:_PAUSES]:
         which = f"shard {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} shards"
-        name = _fit(shown(by), _NAME) or "nobody named"
+        name = _fit(shown(pause.by), _NAME) or "nobody named"
         today = shown_time(picture.now)[:11]
-        end = "until resumed" if until is None else f"until {shown_time(until).removeprefix(today)}"
-        yield f"paused       {which} by {name} {end}: {shown(reason) or 'no reason'}"
-    if len(together) > _PAUSES:
-        yield f"             and {len(together) - _PAUSES} more pauses"
+        end = "until resumed" if pause.until is None else f"until {shown_time(pause.until).removeprefix(today)}"
+        yield f"paused       {which} by {name} {end}: {shown(pause.reason) or 'no reason'}"
+    if len(pauses) > _PAUSES:
+        yield f"             and {len(pauses) - _PAUSES} more pauses"
 
 
 def _chart(name: str, values: Sequence[int], unit: str, width: int, bars: str) -> str:
@@ -156,26 +150,16 @@ def _shard(shard: ShardStatus) -> list[str]:
     return [f"{shard.shard} {state}", f"{shard.active:,}", f"{shard.overdue:,}", oldest, f"{shard.quarantined:,}"]
 
 
-def _share(picture: Picture) -> int:
-    """Return how many of each shard are in the sample, where it has so many."""
-    return max(SAMPLE // len(picture.shards), 1)
-
-
 def _products(picture: Picture) -> list[list[str]]:
-    of = f"{picture.sampled:,} due first" if len(picture.shards) == 1 else f"first {_share(picture):,} of each shard"
+    of = f"{picture.sampled:,} due first" if len(picture.shards) == 1 else f"first {picture.share:,} of each shard"
     title = [f"PRODUCT (of the {of})", "UNITS HELD", "OVERDUE"]
     return [title, *([shown(product.id), f"{product.held:,}", f"{product.overdue:,}"] for product in picture.products)]
 
 
 def _workers(picture: Picture) -> list[list[str]]:
     """One line for each worker, the last to tick first."""
-    latest: dict[str, dict[str, Any]] = {}
-    for shard in picture.shards:
-        for worker in shard.workers:
-            if worker["last_tick"] > latest.get(worker["id"], worker)["last_tick"] or worker["id"] not in latest:
-                latest[worker["id"]] = worker
     rows = [["WORKER", "LAST TICK", "VERSION", "CLOCK"]]
-    for worker in sorted(latest.values(), key=lambda worker: -worker["last_tick"]):
+    for worker in picture.workers:
         ago_s = max(picture.now - worker["last_tick"], 0) / 1000
         skew_ms = worker["skew_ms"]
         clock = "?" if skew_ms is None else f"{-skew_ms:+,} ms"

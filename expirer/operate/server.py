@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
+from expirer import scripts
 from expirer.connect import connect, location, redact
 from expirer.keys import ShardKeys
+from expirer.operate.terminal import shown
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
 
@@ -27,7 +29,8 @@ def redis_or_say(settings: Settings) -> Iterator[Redis]:
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+            said = shown(redact(scripts.explained(str(error)), settings))
+            sys.stderr.write(f"expirer: {location(settings)}: {said}\n")
 
 
 def server_now(client: Redis, settings: Settings) -> int:

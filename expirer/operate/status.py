@@ -128,9 +128,9 @@ def _units(client: Redis, settings: Settings, keys: ShardKeys, count: int) -> in
         ids: Any = client.zrange(keys.index, start, min(start + _SLICE, count) - 1)
         with client.pipeline(transaction=False) as pipe:
             for id_ in ids:
-                pipe.hget(keys.reservation_prefix.encode() + id_, settings.field_quantity)
-            quantities = pipe.execute(raise_on_error=False)
-        units += sum(int(value) for value in quantities if isinstance(value, bytes) and value.isdigit())
+                pipe.hmget(keys.reservation_prefix.encode() + id_, [settings.field_quantity])
+            rows = pipe.execute(raise_on_error=False)
+        units += sum(int(row[0]) for row in rows if isinstance(row, list) and row[0] and row[0].isdigit())
     return units
 
 

@@ -67,7 +67,8 @@ class Survey:
         self.shards = shard_keys(settings)
         self.reservations = 0
         """Active ones that the walk has met, maybe some of them twice."""
-        self.has_feed = True
+        self.deafness = ""
+        """Why it hears of nothing that is written; empty: it does."""
         self._product_id = product_id
         self._known: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
         self._examine = client.register_script(scripts.load("examine").text)
@@ -76,8 +77,8 @@ class Survey:
         common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
         try:
             self._feed: Feed | None = Feed(client, common)
-        except ResponseError:
-            self._feed, self.has_feed = None, False
+        except ResponseError as error:
+            self._feed, self.deafness = None, str(error)
 
     def close(self) -> None:
         """Stop listening."""

@@ -77,7 +77,8 @@ def _follow(client: Redis, settings: Settings, positions: dict[str, str]) -> Ite
             answer: Any = client.xread(positions, count=_COUNT, block=_BLOCK_MS)  # type: ignore[arg-type]
         except _WEATHER as error:
             if not is_away:
-                sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}; waiting for it\n")
+                said = shown(redact(str(error), settings))
+                sys.stderr.write(f"expirer: {location(settings)}: {said}; waiting for it\n")
             is_away = True
             time.sleep(_RETRY_S)
             continue

@@ -1,0 +1,74 @@
+"""Looks at Redis every few seconds, whether anybody looks at the page or not."""
+
+from __future__ import annotations
+
+import time
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from expirer.connect import redact
+from expirer.observe.history import PERIOD_MS, History
+from expirer.observe.page import View
+from expirer.observe.quarantine import Quarantine, look
+from expirer.operate.picture import Camera, Picture
+from expirer.settings import Settings
+
+_PERIOD_S = PERIOD_MS / 1000
+
+
+class Watch:
+    """Keeps the last picture, what was before, and why there is no newer one.
+
+    One thread looks; any thread may ask for the view, which never waits for Redis.
+    """
+
+    def __init__(self, client: Redis, settings: Settings, worker: str) -> None:
+        self._client = client
+        self._settings = settings
+        self._worker = worker
+        self._camera = Camera(client, settings)
+        self._history = History()
+        self._seen: tuple[Picture | None, Quarantine, str, int] = (None, Quarantine(), "", _now())
+        """The last picture, the quarantine then, the error since, and when that picture was taken, or the start."""
+
+    def look(self) -> None:
+        """Look once; raise nothing, or the last picture would pass for the present."""
+        try:
+            picture = self._camera.take()
+            quarantine = look(self._client, self._settings, picture.shards)
+        except Exception as error:  # noqa: BLE001  # see above
+            name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
+            before, quarantine, _, since = self._seen
+            self._seen = (before, quarantine, redact(f"{name}{error}", self._settings), since)
+        else:
+            now = _now()
+            self._history.add(picture, now)
+            self._seen = (picture, quarantine, "", now)
+
+    def run(self) -> None:
+        """Look for ever; where a look takes long, the server rests as long, up to a period."""
+        while True:
+            began_at = time.monotonic()
+            self.look()
+            took_s = time.monotonic() - began_at
+            time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
+
+    def view(self, *, is_still: bool = False) -> View:
+        """Return what a page shows now."""
+        picture, quarantine, error, silent_since = self._seen
+        return View(
+            settings=self._settings,
+            worker=self._worker,
+            now=_now(),
+            picture=picture,
+            quarantine=quarantine,
+            points=self._history.points,
+            error=error,
+            silent_since=silent_since,
+            is_still=is_still,
+        )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

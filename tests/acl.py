@@ -1,0 +1,303 @@
+"""The users of deploy/acl/expirer.acl, and everything that each of them is there for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from unittest.mock import patch
+
+import redis
+from redis.exceptions import RedisError
+
+from expirer import Reservations, cli
+from expirer.connect import connect
+from expirer.observe.metrics import take_sample
+from expirer.observe.probes import ping
+from expirer.observe.watch import Watch
+from expirer.operate.feed import Feed
+from expirer.operate.picture import Camera
+from expirer.operate.tail import _follow, _positions
+from expirer.settings import Settings
+from expirer.times import worker_clock
+from expirer.worker import Worker
+from tests.conftest import Log
+from tests.inventory import Inventory
+from tests.program import wait_until
+from tests.reader import ROOT
+from tests.servers import RedisServer
+
+FILE = ROOT / "deploy" / "acl" / "expirer.acl"
+PASSWORD = "correct horse"  # noqa: S105  # of users that live as long as a test
+_NOT_NEEDED = {"config", "config|get", "client", "client|setinfo"}
+"""What `check` and redis-py ask as well, and do without. Redis 6.2 names no subcommand."""
+PAST, LATER = 1_700_000_000_000, 4_000_000_000_000
+
+
+def users(text: str) -> dict[str, list[str]]:
+    """Read the lines of an ACL file: user -> rules."""
+    return {line.split()[1]: line.split()[2:] for line in text.splitlines() if line.startswith("user ")}
+
+
+def with_passwords(text: str) -> str:
+    """Put the hash of PASSWORD in place of each placeholder."""
+    return re.sub(r"#sha256-\S+", f"#{hashlib.sha256(PASSWORD.encode()).hexdigest()}", text)
+
+
+TEXT = FILE.read_text()
+RULES = users(with_passwords(TEXT))
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a user works: the shop as its owner sees it, and how the user reaches it."""
+
+    shop: Inventory
+    server: RedisServer
+    url: str
+
+    @property
+    def settings(self) -> Settings:
+        """Return settings with the user's address."""
+        return Settings(redis_url=self.url)
+
+    def fill(self) -> None:
+        """Leave nothing but a small shop in which everything has happened: each outcome, each finding."""
+        shop, admin = self.shop, self.shop.client
+        admin.flushall()
+        admin.script_flush()
+        shop.stock("mug", 3, 7)
+        admin.set(shop.keys.stock_prefix + "tea", 5)
+        shop.hold("mug", 2, PAST, "o1:mug")
+        shop.hold("tea", 1, PAST, "o2:tea")
+        shop.hold("mug", 1, PAST, "ended:mug", status="Released")
+        shop.hold("ghost", 1, PAST, "poison:ghost")
+        admin.zadd(shop.keys.index, {"lost:mug": PAST})
+        shop.hold("mug", 5, LATER, "extended:mug")
+        admin.zadd(shop.keys.index, {"extended:mug": PAST})
+        shop.hold("mug", 2, PAST, "old:mug", status="Expired", expired_at=PAST)
+        admin.zrem(shop.keys.index, "old:mug")
+        admin.xadd(shop.keys.events, {"reservation_id": "old:mug", "expired_at": PAST}, id=f"{PAST}-0")
+        for id_ in ("q1:mug", "q2:mug", "q3:tea"):
+            shop.hold(id_.partition(":")[2], 1, PAST, id_)
+            admin.zrem(shop.keys.index, id_)
+            admin.hset(shop.keys.quarantine, id_, f"reason=stock_missing at={PAST} score={PAST}")
+        admin.hset(shop.keys.quarantine, "old:mug", f"reason=stock_missing at={PAST} score={PAST}")
+        admin.hset(shop.keys.control, mapping={"paused": 1, "until": PAST, "by": "ann"})
+        admin.zadd(shop.keys.workers, {"gone": PAST, "here": worker_clock()})
+        admin.hset(shop.keys.about, mapping={"gone": "version=1", "here": "version=1"})
+
+    def complaints(self, *command: str) -> list[str]:
+        """Run a verb; return the lines in which it says that something stands in its way."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), patch("expirer.operate.audit._SETTLE_S", 0):
+            cli.main([*command, "--redis-url", self.url])
+        said = [line for line in err.getvalue().splitlines() if line.startswith("expirer: ")]
+        marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
+        return said + [line for line in out.getvalue().splitlines() if line.startswith(marks)]
+
+    def errors(self, act: Callable[[redis.Redis], object]) -> list[str]:
+        """Return what goes wrong where the user does something without a verb."""
+        with redis.Redis.from_url(self.url, protocol=2) as client:
+            try:
+                act(client)
+            except RedisError as error:
+                return [str(error)]
+        return []
+
+
+Duty = Callable[[Desk], list[str]]
+"""Do something; return what was complained of."""
+
+
+def expires(desk: Desk) -> list[str]:
+    """Expire into a hash and a plain counter, skip, reschedule, quarantine; a worker is there too, and one has gone."""
+    return _ticks(desk)
+
+
+def pulls_the_brake(desk: Desk) -> list[str]:
+    """Pause the shard by itself."""
+    told = _ticks(desk, brake_above=1)
+    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1"
+    return told or ([] if is_pulled else ["no brake was pulled"])
+
+
+def checks(desk: Desk) -> list[str]:
+    """Look before a deployment whether all is well."""
+    desk.shop.client.flushall()
+    return desk.complaints("check")
+
+
+def shows_the_page(desk: Desk) -> list[str]:
+    """Read what the page and the metrics show."""
+    with connect(desk.settings) as client:
+        watch = Watch(client, desk.settings, "worker")
+        watch.look()
+        is_whole = take_sample(client, desk.settings).is_whole
+    troubles = [ping(desk.settings), watch.view().error, "" if is_whole else "not every shard could be read"]
+    return [trouble for trouble in troubles if trouble]
+
+
+def _verb(*command: str) -> Duty:
+    def run(desk: Desk) -> list[str]:
+        return desk.complaints(*command)
+
+    run.__name__ = " ".join(command)
+    return run
+
+
+def tails(desk: Desk) -> list[str]:
+    """Follow the events, from now and from the start."""
+
+    def follow(client: redis.Redis) -> None:
+        _positions(client, desk.settings, None)
+        next(_follow(client, desk.settings, _positions(client, desk.settings, "start")))
+
+    return desk.errors(follow)
+
+
+def watches(desk: Desk) -> list[str]:
+    """Take a picture for `top`."""
+    return desk.errors(lambda client: Camera(client, desk.settings).take())
+
+
+def audits_what_is_emptied(desk: Desk) -> list[str]:
+    """Audit while somebody empties the database under the eyes of it, and say so."""
+    written, looks = Feed.written, count(1)
+
+    def spied(feed: Feed) -> set[bytes]:
+        if next(looks) == 2:  # the first that stands under a WATCH
+            desk.shop.client.flushall()
+        return written(feed)
+
+    with patch.object(Feed, "written", spied):
+        told = desk.complaints("audit")
+    return [line for line in told if "was emptied meanwhile" not in line]
+
+
+def finds_it_mended(desk: Desk) -> list[str]:
+    """Repair what somebody else mends while the question is answered."""
+
+    def mend(*_: object) -> bool:
+        desk.shop.client.delete(*desk.shop.client.scan_iter())
+        return True
+
+    with patch("expirer.operate.audit.confirms", mend):
+        return desk.complaints("audit", "--repair")
+
+
+def flies_a_canary(desk: Desk) -> list[str]:
+    """Let a live worker expire a hold of its own."""
+    desk.shop.client.flushall()
+    with living_worker(desk):
+        return desk.complaints("check", "--canary")
+
+
+@contextmanager
+def living_worker(desk: Desk) -> Iterator[None]:
+    """Run a worker with every right."""
+    worker = Worker(desk.server.client(), Settings(), Log().logger())
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        wait_until(lambda: desk.shop.client.zcard(desk.shop.keys.workers))
+        yield
+    finally:
+        worker.stop()
+        thread.join()
+
+
+def checks_out(desk: Desk) -> list[str]:
+    """Reserve, extend, confirm and release, each of them twice."""
+
+    def shop(client: redis.Redis) -> None:
+        checkout = Reservations(client)
+        for order, end in (("a", checkout.confirm), ("b", checkout.release)):
+            for _ in range(2):
+                checkout.reserve(order, "mug", 1)
+                checkout.extend(order, "mug", timedelta(hours=1))
+            end(order, "mug")
+            end(order, "mug")
+
+    return desk.errors(shop)
+
+
+def wakes(desk: Desk) -> list[str]:
+    """Tell sleeping workers of a sooner reservation; where it may not, only the server's log of refusals says so."""
+    desk.shop.client.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+    desk.shop.client.delete(desk.shop.keys.index)
+    told = desk.errors(lambda client: Reservations(client).reserve("c", "mug", 1))
+    return told + [f"{reason} {what}" for reason, what in refusals(desk.shop.client)]
+
+
+def refusals(admin: redis.Redis) -> list[tuple[str, str]]:
+    """Return what the server has refused for want of a right: `command`, `key` or `channel`, and which."""
+    log: Any = admin.execute_command("ACL", "LOG")  # type: ignore[no-untyped-call]
+    entries = ((entry[b"reason"].decode(), entry[b"object"].decode()) for entry in map(_mapping, log))
+    return [(reason, what) for reason, what in entries if what not in _NOT_NEEDED]
+
+
+def _mapping(entry: Any) -> dict[bytes, bytes]:  # noqa: ANN401  # redis-py parses it in some versions
+    if isinstance(entry, dict):
+        return {_bytes(name): _bytes(value) for name, value in entry.items()}
+    return dict(zip(entry[::2], entry[1::2], strict=True))
+
+
+def _bytes(value: Any) -> bytes:  # noqa: ANN401  # see _mapping
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _ticks(desk: Desk, **settings: Any) -> list[str]:  # noqa: ANN401  # any setting
+    log = Log()
+    with connect(desk.settings) as client:
+        Worker(client, desk.settings.model_copy(update=settings), log.logger()).run_once()
+    return [entry["message"] for entry in log.of("processing_error")]
+
+
+LOOKING: list[Duty] = [
+    _verb("status", "--max-lateness", "30000d"),
+    _verb("pending"),
+    _verb("show", "old:mug"),
+    _verb("once", "--dry-run"),
+    _verb("quarantine", "list"),
+    _verb("quarantine", "show", "q1:mug"),
+    tails,
+    watches,
+    _verb("audit"),
+    audits_what_is_emptied,
+]
+DUTIES: dict[str, list[Duty]] = {
+    "expirer": [expires, pulls_the_brake, checks, shows_the_page],
+    "expirer-look": LOOKING,
+    "expirer-mend": [
+        _verb("pause", "--for", "1h"),
+        _verb("resume", "--yes"),
+        _verb("quarantine", "requeue", "q1:mug"),
+        _verb("quarantine", "release", "q2:mug", "--quantity", "1"),
+        _verb("quarantine", "release", "q3:tea", "--quantity", "1"),
+        _verb("quarantine", "drop", "q1:mug", "--yes"),
+        _verb("audit", "--repair", "--yes"),
+        finds_it_mended,
+        *LOOKING,
+        flies_a_canary,
+    ],
+    "checkout": [checks_out, wakes],
+}
+"""User -> all that it is there for; each begins in a shop filled anew."""
+
+
+def complaints(desk: Desk, user: str) -> list[str]:
+    """Let a user do all that it is there for, up to the first complaint."""
+    for duty in DUTIES[user]:
+        desk.fill()
+        told = duty(desk)
+        if told:
+            return [f"{duty.__name__}: {line}" for line in told]
+    return []

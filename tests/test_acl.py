@@ -1,0 +1,302 @@
+"""The rights of deploy/acl/expirer.acl suffice, none is superfluous, and no password comes with them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from signal import SIGTERM
+
+import pytest
+import redis
+
+from expirer import Reservations
+from expirer.keys import ShardKeys
+from tests.acl import (
+    DUTIES,
+    PASSWORD,
+    RULES,
+    TEXT,
+    Desk,
+    complaints,
+    pulls_the_brake,
+    refusals,
+    tails,
+    users,
+    with_passwords,
+)
+from tests.inventory import Inventory
+from tests.program import Program, wait_until
+from tests.servers import RedisServer, find_cli
+from tests.test_web import Site
+
+COMMANDS = [
+    pytest.param(user, rule, id=f"{user} {rule}") for user, rules in RULES.items() for rule in rules if rule[0] == "+"
+]
+PATTERNS = [
+    pytest.param(user, rule, id=f"{user} {rule}") for user, rules in RULES.items() for rule in rules if rule[0] in "~&"
+]
+
+Employ = Callable[..., Desk]
+
+
+@pytest.fixture
+def employ(shared_server: RedisServer, server_client: redis.Redis) -> Iterator[Employ]:
+    """Return a function that creates a user of the file, maybe without one of its rights."""
+
+    def run(user: str, lacks: str = "") -> Desk:
+        rules = [rule for rule in RULES[user] if rule != lacks]
+        server_client.execute_command("ACL", "SETUSER", user, *rules)  # type: ignore[no-untyped-call]
+        server_client.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
+        return Desk(Inventory(server_client), shared_server, f"{shared_server.url}?username={user}&password={PASSWORD}")
+
+    yield run
+    server_client.execute_command("ACL", "DELUSER", *RULES)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("user", RULES)
+def test_the_rights_suffice(employ: Employ, user: str) -> None:
+    """With exactly its rights a user does all that it is there for, and nothing is refused."""
+    desk = employ(user)
+
+    assert [] == complaints(desk, user)
+    assert [] == refusals(desk.shop.client)
+
+
+@pytest.mark.parametrize(("user", "rule"), COMMANDS)
+def test_each_command_is_needed(employ: Employ, user: str, rule: str) -> None:
+    """Without any one of its commands something fails, and says which in one line."""
+    told = complaints(employ(user, rule), user)
+
+    assert told
+    command = rule[1:].partition("|")[0]
+    assert any(command in line.lower() for line in told), told
+
+
+@pytest.mark.parametrize(("user", "rule"), PATTERNS)
+def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
+    """Without any one of its key patterns and channels something fails, for want of a key or a channel."""
+    kind = "channel" if rule[0] == "&" else "key"
+    desk = employ(user, rule)
+    told = complaints(desk, user)
+
+    assert told
+    assert any(kind in line for line in told), told
+    assert [what for reason, what in refusals(desk.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
+
+
+@pytest.mark.parametrize("user", RULES)
+def test_keys_and_channels_outside_are_refused(employ: Employ, user: str) -> None:
+    """Neither another namespace, nor a key of the shop that it has no business with, nor another channel."""
+    names = ["other", "{inventory-2}:reservations", "{inventory}:other", "inventory:reservations"]
+    forbidden = {
+        "expirer-look": ["{inventory}:operations"],
+        "checkout": [f"{{inventory}}:{name}" for name in ("control", "expired", "stats", "workers", "operations")],
+    }
+    desk = employ(user)
+    with redis.Redis.from_url(desk.url, protocol=2) as client:
+        for name in names + forbidden.get(user, []):
+            with pytest.raises(redis.exceptions.NoPermissionError, match="key"):
+                client.hmget(name, ["field"])
+        with pytest.raises(redis.exceptions.NoPermissionError, match="channel"):
+            client.execute_command("SUBSCRIBE" if user == "expirer-look" else "PUBLISH", "other", "1")
+
+
+def test_who_looks_can_write_nothing(server_client: redis.Redis) -> None:
+    """Who looks has no command that the server counts as writing; the scripts have none but those."""
+    writing = {f"+{name}" for name in map(str, server_client.acl_cat("write"))}
+
+    assert "+hset" in writing
+    assert set() == writing & set(RULES["expirer-look"])
+
+
+@pytest.mark.parametrize(("user", "duty"), [("expirer", "shows_the_page"), ("expirer-look", "audit")])
+def test_a_group_is_for_its_purpose_alone(employ: Employ, user: str, duty: str) -> None:
+    """Without the commands that the file says are for one purpose, all else works as before."""
+    comment = TEXT[: TEXT.index(f"\nuser {user} ")].rpartition("\n\n")[2]
+    first = re.findall(r"from (\+\w+) on", comment)
+    assert len(first) == 1
+    rules = RULES[user]
+    desk = employ(user)
+    admin = desk.shop.client
+    left = [rule for rule in rules[: rules.index(first[0])] if rule != "&__redis__:invalidate"]
+    admin.execute_command("ACL", "SETUSER", user, *left)  # type: ignore[no-untyped-call]
+
+    failing = set()
+    for each in DUTIES[user]:
+        desk.fill()
+        if each(desk):
+            failing.add(each.__name__)
+
+    assert {duty} == failing - {"audits_what_is_emptied"}
+
+
+def test_with_shards(employ: Employ) -> None:
+    """With the tag that the file names for shards, and nothing else, each user serves all of them."""
+    assert "the tag is {inventory:*}" in TEXT
+    rules = users(with_passwords(TEXT.replace("{inventory}", "{inventory:*}")))
+    desks = {user: employ(user) for user in RULES}
+    admin = desks["expirer"].shop.client
+    for user in RULES:
+        admin.execute_command("ACL", "SETUSER", user, *rules[user])  # type: ignore[no-untyped-call]
+    for number in range(3):
+        Inventory(admin, ShardKeys.of("inventory", number, 3)).stock("mug", 5)
+    with redis.Redis.from_url(desks["checkout"].url, protocol=2) as client:
+        Reservations(client, shards=3).reserve("o1", "mug", 2)
+
+    assert [] == desks["expirer"].complaints("check", "--shards", "3")
+    assert [] == desks["expirer-mend"].complaints("audit", "--repair", "--yes", "--shards", "3")
+    assert [] == desks["expirer-look"].complaints("show", "o1:mug", "--shards", "3")
+    assert [] == refusals(admin)
+    Inventory(admin, ShardKeys.of("inventory", 1, 3)).assert_conserved({"mug": 5})
+
+
+def test_the_whole_product_runs(employ: Employ) -> None:
+    """Two workers, a checkout, who looks and who mends, each as its user: nothing that a shop needs is refused."""
+    worker, looker, mender, checkout = map(employ, RULES)
+    shop, admin = worker.shop, worker.shop.client
+    shop.stock("mug", 20)
+    with (
+        ExitStack() as stack,
+        Program(worker.url) as second,
+        redis.Redis.from_url(checkout.url, protocol=2) as client,
+    ):
+        site = Site(worker.url, stack)
+        first = site.program
+        first.wait_for("job_started")
+        second.wait_for("job_started")
+        wait_until(lambda: admin.zcard(shop.keys.workers) == 2)
+        channels = (shop.keys.wake, shop.keys.ticks)
+        wait_until(lambda: [2, 2] == [listeners for _, listeners in admin.pubsub_numsub(*channels)])
+        reservations = Reservations(client, default_duration=timedelta(milliseconds=50))
+        reservations.reserve("o1", "mug", 2)
+        wait_until(lambda: shop.status("o1:mug") == "Expired")
+        hour = timedelta(hours=1)
+        reservations.reserve("o2", "mug", 1, hour)
+        reservations.confirm("o2", "mug")
+        reservations.reserve("o3", "mug", 2, hour)
+        reservations.release("o3", "mug")
+        reservations.reserve("o4", "mug", 3, hour)
+        reservations.extend("o4", "mug", 2 * hour)
+        assert [] == mender.complaints("pause", "--reason", "outage")
+        reservations.reserve("o5", "mug", 1)
+        wait_until(lambda: first.of("expiry_paused") or second.of("expiry_paused"))
+        for verb in ("status", "pending", "show o2:mug", "once --dry-run", "quarantine list", "audit"):
+            assert [] == looker.complaints(*verb.split())
+        assert [] == tails(looker)
+        assert shop.status("o5:mug") == "Active"
+        assert [] == mender.complaints("resume")
+        wait_until(lambda: shop.status("o5:mug") == "Expired")
+        admin.hset(shop.keys.reservation_prefix + "o4:mug", "quantity", "three")
+        admin.zadd(shop.keys.index, {"o4:mug": 1_700_000_000_000})
+        admin.hset(shop.keys.reservation_prefix + "o4:mug", "expires_at", 1_700_000_000_000)
+        admin.publish(shop.keys.wake, "1")
+        wait_until(shop.quarantine)
+        assert [] == mender.complaints("quarantine", "release", "o4:mug", "--quantity", "3")
+        assert [] == mender.complaints("check", "--canary")
+        assert (200, "ok\n") == site.get("/readyz")
+        assert site.figures()["expirer_redis_up"] == 1
+        for program in (first, second):
+            program.signal(SIGTERM)
+            assert program.wait(20) == 0
+            assert [] == program.of("processing_error")
+    admin.delete(shop.keys.control)
+    shop.hold("mug", 1, 1, "o6:mug")
+    shop.hold("mug", 1, 1, "o7:mug")
+    assert [] == pulls_the_brake(worker)
+
+    assert [] == refusals(admin)
+    for id_ in ("o6:mug", "o7:mug"):
+        admin.delete(shop.keys.reservation_prefix + id_)
+    admin.delete(shop.keys.reservation_prefix + "o4:mug")
+    shop.assert_conserved({"mug": 20})
+
+
+WAYS = dict(re.findall(r"^#   (redis\.conf|aclfile|a running server)\b.*?  +(\w+ .*)$", TEXT, re.MULTILINE))
+"""How the file says that it is loaded."""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[[str], str]:
+    """Return a function that types a command in a folder with the file, whose `redis-cli` knows the server there."""
+    cli = find_cli()
+    assert cli is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-cli").write_text(
+        f'#!/bin/sh\nexec {shlex.quote(str(cli))} -s {tmp_path}/redis.sock "$@"\n'
+    )
+    (tmp_path / "bin" / "redis-cli").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    def run(command: str) -> str:
+        bash = ["/bin/bash", "-c", f"exec 2>&1; {command}"]
+        return subprocess.run(
+            bash, cwd=tmp_path, env={"PATH": path}, stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
+
+    return run
+
+
+def options(way: str, file: Path) -> list[str]:
+    """Return what a server is started with that will load the file in that way."""
+    if way == "redis.conf":
+        word, path = WAYS[way].split()
+        return [f"--{word}", path.replace("/path/to/expirer.acl", str(file))]
+    (file.parent / "users.acl").touch()
+    return ["--aclfile", str(file.parent / "users.acl")]
+
+
+@pytest.mark.parametrize("way", ["redis.conf", "aclfile", "a running server"])
+def test_it_loads(server_binary: Path, tmp_path: Path, shell: Callable[[str], str], way: str) -> None:
+    """In each of the ways that it names the file gives users that can log in, and a restart keeps them."""
+    file = tmp_path / "expirer.acl"
+    file.write_text(with_passwords(TEXT))
+    server = RedisServer(server_binary, tmp_path, *options(way, file))
+    server.start()
+    try:
+        if way != "redis.conf":
+            assert not [line for line in shell(WAYS[way]).splitlines() if line and line != "OK"]
+            server.stop()
+            server.start()
+        with server.client() as client:
+            assert {*RULES, "default"} == set(client.acl_users())
+            for user in RULES:
+                assert client.execute_command("AUTH", user, PASSWORD)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("way", ["redis.conf", "aclfile", "a running server"])
+def test_a_placeholder_is_refused(server_binary: Path, tmp_path: Path, shell: Callable[[str], str], way: str) -> None:
+    """As it is shipped the file cannot be loaded in any way: there is no password that others know."""
+    file = tmp_path / "expirer.acl"
+    file.write_text(TEXT)
+    server = RedisServer(server_binary, tmp_path, *options(way, file))
+    if way == "redis.conf":
+        command: list[str | Path] = [server_binary, "--port", "0", *options(way, file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode != 0
+        assert "hash" in done.stdout + done.stderr
+        return
+    server.start()
+    try:
+        assert "hash" in shell(WAYS[way])
+        with server.client() as client:
+            assert ["default"] == client.acl_users()
+    finally:
+        server.stop()
+
+
+def test_no_rule_lets_all_in() -> None:
+    """Every user has a placeholder of its own, and no category, nor every key or channel."""
+    for user, rules in users(TEXT).items():
+        assert rules[:3] == ["reset", "on", f"#sha256-of-the-password-of-{user}"]
+        assert rules.index("resetchannels") < rules.index("-@all")
+        right = r"(~\{inventory\}|&\{inventory\}|&__redis__):[a-z:]+\*?|\+[a-z|]+|resetchannels|-@all"
+        assert [] == [rule for rule in rules[3:] if not re.fullmatch(right, rule)]

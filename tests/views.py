@@ -1,0 +1,118 @@
+"""What a page may have to show: shops that are well, held, broken, away, and full of strangers' texts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from expirer.control import Pause
+from expirer.observe.history import PERIOD_MS, Point
+from expirer.observe.page import View
+from expirer.observe.quarantine import Entry, Quarantine
+from expirer.operate.picture import Picture, Product
+from expirer.operate.status import ShardStatus
+from expirer.settings import Settings
+
+NOW = 1_795_469_462_000
+BY_ANN = Pause("ann@shop-1", "payment outage", NOW - 600_000, NOW + 1_200_000)
+BRAKE = Pause("shop-0:7:ab10", "brake: 812 overdue", NOW - 9000, None)
+HOSTILE = (
+    "<script>document.title='taken'</script>",
+    "\"><img src=x onerror=document.title='taken'>",
+    "</style></title><base href=//example.org>",
+    "'+alert(1)+'{{ 7 * 7 }}",
+    "abc\u202edcba\u2066 \x1b[2J\x00\n",
+    "order-" + "9" * 10_000,
+    "שלום:ספל",
+    "e\u0301\u0302\u0303\u0304\u0305\u0306\u0307\u0308" * 12,
+    "商品" * 60,
+    "",
+)
+
+
+def shard(number: int = 0, *problems: str, **values: Any) -> ShardStatus:  # noqa: ANN401
+    """Make the state of a shard with two live workers and one that has gone; `values` replace what it has."""
+    workers = [
+        {"id": f"shop-{name}:7:ab1{name}", "last_tick": NOW - ago_ms, "version": "0.1.0", "skew_ms": skew_ms}
+        for name, ago_ms, skew_ms in ((0, 1500, 3), (1, 1800, -12), (2, 7_400_000, None))
+    ]
+    totals = {"expired": 48_213, "units": 101_877, "skipped": 12, "rescheduled": 3, "quarantined": 4, "batches": 9120}
+    state = ShardStatus(number, 2043, 0, 0, 0, NOW + 14_000, 0, None, workers, totals, list(problems))
+    return replace(state, **values)
+
+
+def hour() -> tuple[Point, ...]:
+    """Make an hour with a backlog half way, minutes without an answer, and times when nothing expired."""
+    points = []
+    for n in range(360):
+        backlog = max(0, 420 - 9 * abs(n - 200)) if n >= 190 else 0
+        late = (4 + n % 5 + backlog * 30, 9 + n * 7 % 40 + backlog * 41)
+        rate = 12 + 6 * math.sin(n / 30) + backlog / 10
+        if not 100 <= n < 118:
+            points.append(Point(NOW - (359 - n) * PERIOD_MS, backlog, None if n % 40 < 3 else late, rate))
+    return tuple(points)
+
+
+def view(*shards: ShardStatus, products: list[Product] | None = None, **values: Any) -> View:  # noqa: ANN401
+    """Make a view of some shards, or of one that is well; `values` replace what it has."""
+    states = list(shards) or [shard()]
+    overdue = sum(state.overdue for state in states)
+    if products is None:
+        products = [
+            Product("mug", 61 + overdue, overdue),
+            *(Product(name, 20, 0) for name in ("poster-a2", "tee-m", "lamp")),
+        ]
+    picture = Picture(NOW, states, overdue, 1000, products, 12.5, (4, 23))
+    settings = Settings(redis_url="redis://:secret@redis:6379/0", shards=len(states))
+    return replace(View(settings, "shop-0:7:ab10", NOW + 1200, NOW, picture, points=hour()), **values)
+
+
+def scenes() -> dict[str, View]:
+    """Make one view of each kind."""
+    waiting = tuple(Entry(f"order-{n}:mug", "stock_missing", NOW - 60_000 * n) for n in range(20))
+    sick = [
+        shard(13, paused=BY_ANN, overdue=120, oldest_overdue_ms=590_000),
+        shard(14, "no live worker", overdue=17, oldest_overdue_ms=4100),
+        shard(15, "the brake holds", paused=BRAKE, overdue=812, oldest_overdue_ms=9100),
+    ]
+    nothing = shard(0, "no live worker", active=0, next_expires_at=None, workers=[], totals={})
+    empty = view(nothing, products=[], points=(Point(NOW, 0, None, None),))
+    assert empty.picture is not None
+    return {
+        "healthy": view(),
+        "late": view(
+            shard(0, "the oldest overdue is too old", overdue=1204, oldest_overdue_ms=73_000, quarantined=31),
+            quarantine=Quarantine(waiting, (("stock_missing", 21), ("reserved_too_small", 10)), 31),
+        ),
+        "paused": view(shard(paused=BY_ANN, overdue=37, oldest_overdue_ms=588_000)),
+        "shards": view(*(shard(n, active=2000 + n * 37) for n in range(13)), *sick),
+        "away": view(error="Error 111 connecting to redis:6379. Connection refused.", silent_since=NOW - 95_000),
+        "waiting": view(picture=None, points=()),
+        "never": view(picture=None, points=(), error="Error -2 connecting. Name or service not known."),
+        "empty": replace(empty, picture=replace(empty.picture, rate=None, lateness=None)),
+        "hostile": hostile(),
+    }
+
+
+def hostile() -> View:
+    """Make a view in which every text of a stranger is hostile, and every figure is too large."""
+    workers = [{"id": text, "last_tick": 2**53, "version": text, "skew_ms": 10**14} for text in HOSTILE]
+    return view(
+        shard(
+            paused=Pause(HOSTILE[0], HOSTILE[4], 10**18, 10**18),
+            workers=workers,
+            quarantined=len(HOSTILE),
+            active=10**15,
+            overdue=10**15,
+            oldest_overdue_ms=10**15,
+            next_expires_at=2**53,
+            totals=dict.fromkeys(("expired", "units", "batches"), 2**53),
+        ),
+        products=[Product(text, 2**53, 2**53) for text in HOSTILE],
+        quarantine=Quarantine(
+            tuple(Entry(text, text, None) for text in HOSTILE), tuple((text, 1) for text in HOSTILE), len(HOSTILE)
+        ),
+        error=HOSTILE[0] + HOSTILE[5],
+        worker=HOSTILE[1],
+    )
