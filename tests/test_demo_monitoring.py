@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,11 @@ class Demo:
         pause, resume = re.findall(r"^  (\S+/expirer .*)$", self.text, re.MULTILINE)
         words = shlex.split({"pause": pause, "resume": resume}.get(verb, resume.replace("resume", verb)))
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    def page(self) -> str:
+        """Return the expirer's page."""
+        with urllib.request.urlopen(f"{self.expirer}/", timeout=10) as answer:  # noqa: S310  # http only
+            return str(answer.read().decode())
 
     def fires(self, alert: str) -> bool:
         """Say whether Alertmanager has an alert."""
@@ -78,6 +84,7 @@ def test_an_alert_comes_and_goes(tmp_path: Path) -> None:
         demo.types("pause")
         wait_until(lambda: demo.fires("ExpirerPausedTooLong"), LONG_S)
         assert "payment outage" in demo.types("status")
+        assert "payment outage" in demo.page()
         assert ask(demo.prometheus, "expirer_shard_paused == 1 and expirer_shard_overdue_reservations > 0")
         demo.types("resume")
         wait_until(lambda: not demo.fires("ExpirerPausedTooLong"), LONG_S)

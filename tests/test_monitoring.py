@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Tool
@@ -200,3 +201,11 @@ def test_what_is_a_shards_is_never_summed_over_workers() -> None:
             assert "The whole shard's figure" in panel["description"]
         elif "expirer_worker_" in query:
             assert "Counted by the workers themselves" in panel["description"]
+
+
+def test_grafana_knows_the_pace_of_the_scrapes() -> None:
+    """The data source of Compose has the interval of its Prometheus: a rate over less would find one sample."""
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    (source,) = yaml.safe_load((ROOT / "deploy" / "grafana" / "datasource.yaml").read_text())["datasources"]
+
+    assert prometheus["global"]["scrape_interval"] == source["jsonData"]["timeInterval"]
