@@ -68,6 +68,7 @@ class _Directory:
 
     def __init__(self, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
         self._addresses = list(addresses)
+        self._start = frozenset(addresses)
         self._options = {name: value for name, value in options.items() if name != "connection_class"}
         self._kind = options.get("connection_class", Connection)
         for name in ("socket_timeout", "socket_connect_timeout"):
@@ -90,8 +91,10 @@ class _Directory:
         raise NoConnection("; ".join(problems))
 
     def learn(self, *addresses: Address) -> None:
-        """Ask these as well."""
-        self._addresses = list(dict.fromkeys((*self._addresses, *addresses)))
+        """Ask these as well, and of all others only those of the start: nodes come and go for months."""
+        known = self._start.union(addresses)
+        kept = (address for address in self._addresses if address in known)
+        self._addresses = list(dict.fromkeys((*kept, *addresses)))
 
     def _ask(self, address: Address, command: tuple[str, ...]) -> Any:  # noqa: ANN401  # what Redis replies
         host, port = address
