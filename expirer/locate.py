@@ -139,19 +139,26 @@ class Cluster:
         self._ranges: list[tuple[int, int, Address]] = []
 
     def primary(self, slot: int) -> Address:
-        """Return where the primary of a slot is, as the first node that answers says.
+        """Return where the primary of a slot is, as the first node that answers says; see `primaries`."""
+        return self.primaries([slot])[0]
+
+    def primaries(self, slots: Sequence[int]) -> list[Address]:
+        """Return the same for several slots, in their order.
 
         Raises:
-            ConnectionError: none answers, or none serves the slot.
+            ConnectionError: none answers, or none serves one of the slots.
 
         """
         asked_at = time.monotonic()
         with self._lock:
             if self._read_at < asked_at:  # else another asked meanwhile, and this one waited for it
                 self._read()
-            for first, last, address in self._ranges:
-                if first <= slot <= last:
-                    return address
+            return [self._owner(slot) for slot in slots]
+
+    def _owner(self, slot: int) -> Address:
+        for first, last, address in self._ranges:
+            if first <= slot <= last:
+                return address
         raise NoConnection(f"no node of the Cluster serves slot {slot}")
 
     def _read(self) -> None:

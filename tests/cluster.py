@@ -14,7 +14,8 @@ from tests.beds import REPLICATION, execute, follows, info_of, made, raw, tls_op
 from tests.program import wait_until
 from tests.servers import RedisServer, free_port
 
-_NODE_TIMEOUT_MS = 1000
+_NODE_TIMEOUT_MS = 2000
+"""Less would take a busy machine for a dead server."""
 _LAST_BUS = 55_535
 """A node's bus has its port and 10,000."""
 
