@@ -86,8 +86,8 @@ class Servers:
         if self.cluster is None:
             return {"": self.shards[0]}
         each: dict[str, Redis] = {}
-        for client, slot in zip(self.shards, self.slots, strict=True):
-            each.setdefault(shown(self.cluster.primary(slot)), client)
+        for client, address in zip(self.shards, self.cluster.primaries(self.slots), strict=True):
+            each.setdefault(shown(address), client)
         return each
 
 

@@ -19,7 +19,8 @@ from expirer.keys import ShardKeys
 from expirer.operate.audit import _Recount
 from expirer.operate.survey import Survey
 from expirer.settings import Settings
-from tests.beds import Cluster, wait_for_replicas
+from tests.beds import wait_for_replicas
+from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
