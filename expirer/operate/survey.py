@@ -149,7 +149,7 @@ class Survey:
 
     def known(self, number: int, product_id: bytes) -> set[bytes]:
         """Return the ids of the product's reservations that were Active when they were looked at."""
-        return set(_unpacked(self._known.get((number, product_id), bytearray())))
+        return set(unpacked(self._known.get((number, product_id), bytearray())))
 
     def products(self, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes]]:
         """Yield (shard, product id) for every product that has a stock key or a known reservation."""
@@ -165,6 +165,8 @@ class Survey:
         for keys in self._scan("stock", prefixes, tell):
             for key in keys:
                 number = self._shard(key)
+                if not 0 <= number < len(self._prefixes):
+                    continue  # of an inventory with other shards
                 is_other = key in fixed or (self._prefixes[number] and key.startswith(self._prefixes[number]))
                 product = (number, key[len(prefixes[number]) :])
                 if not is_other and product not in seen:
@@ -183,7 +185,7 @@ class Survey:
             for row in self.examine(number, ids, is_urgent=is_urgent):
                 is_wanted = bool(row.product_id) and self._product_id in (None, row.product_id)
                 if is_wanted and row.status == self.settings.status_active:
-                    _pack(self._known[number, row.product_id], row.id)
+                    pack(self._known[number, row.product_id], row.id)
                 yield number, row
 
     def _is_reservation(self, row: Row) -> bool:
@@ -250,11 +252,13 @@ def _sliced(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
         yield some
 
 
-def _pack(ids: bytearray, id_: bytes) -> None:
+def pack(ids: bytearray, id_: bytes) -> None:
+    """Add an id to many: four bytes and the id itself."""
     ids += len(id_).to_bytes(4) + id_
 
 
-def _unpacked(ids: bytearray) -> Iterator[bytes]:
+def unpacked(ids: bytearray) -> Iterator[bytes]:
+    """Yield the ids that were packed."""
     at = 0
     while at < len(ids):
         size = int.from_bytes(ids[at : at + 4])
