@@ -64,7 +64,7 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
 def _checked(settings: Settings, shards: int) -> Settings:
     if settings.is_custom_layout:
         raise ConfigurationError(["reshard moves the project's own layout; names of your own belong to one shard"])
-    if getattr(settings, "redis_cluster", False):
+    if settings.redis_cluster:
         raise ConfigurationError(["reshard works on one server: in a Cluster no script reaches two hash tags"])
     if not 1 <= shards <= _MOST_SHARDS:
         raise ConfigurationError([f"--to {shards}: the number of shards is 1 to {_MOST_SHARDS}"])
