@@ -68,8 +68,10 @@ def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
 
 
 def test_the_verbs_have_clients_of_a_cluster_too() -> None:
-    """Those that do not end by themselves are tried below."""
-    assert {"run", "tail", "top", "demo"} == {*VERBS} - {name.removesuffix(" --dry-run") for name in EXAMPLES}
+    """Those that do not end by themselves are tried below; reshard is refused."""
+    assert {"run", "tail", "top", "demo", "reshard"} == {*VERBS} - {
+        name.removesuffix(" --dry-run") for name in EXAMPLES
+    }
 
 
 def test_a_check_looks_at_every_primary(cluster: Cluster, verb: Verb) -> None:

@@ -205,6 +205,7 @@ def test_a_resumption_stops_it(operate: Operate, client: redis.Redis, monkeypatc
         (("--to", "1"), "--to 1: EXPIRER_SHARDS is 1 already"),
         (("--to", "0"), "--to 0: the number of shards is 1 to 1024"),
         (("--to", "2000"), "--to 2000: the number of shards is 1 to 1024"),
+        (("--to", "2", "--redis-cluster", "true"), "in a Cluster no script reaches two hash tags"),
         (("--to", "2", "--stock-prefix", "s:"), "names of your own belong to one shard"),
     ],
 )
@@ -214,6 +215,26 @@ def test_what_makes_no_sense_is_refused(
     """A number that is none, the same number and a layout of one's own are refused before Redis is touched."""
     assert 2 == cli.main(["reshard", "--yes", *arguments])
     assert expected in capsys.readouterr().err
+
+
+def test_without_redis_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no Redis answers it says so, and does not ask whether it may."""
+    code = cli.main(["reshard", "--to", "2", "--redis-url", "redis://ann:hunter2@127.0.0.1:1/0"])
+    out, err = capsys.readouterr()
+
+    assert (1, "", 1) == (code, out, len(err.splitlines()))
+    assert err.startswith("expirer: redis://127.0.0.1:1/0: ")
+
+
+def test_a_name_that_is_taken_stops_it(operate: Operate, client: redis.Redis) -> None:
+    """Where a key of the new shards belongs to something else nothing moves, and the line says so."""
+    fill(client)
+    client.set("{inventory:0}:control", "theirs")
+    code, _, err = operate("reshard", "--to", "2", "--yes")
+
+    assert (1, 0) == (code, moved(client))
+    assert "WRONGTYPE" in err
+    assert_conserved(client, 1)
 
 
 def test_nothing_happens_unasked(operate: Operate, client: redis.Redis) -> None:
