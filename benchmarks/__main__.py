@@ -6,7 +6,21 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import attack, audit, charts, drain, fleet, foreground, idle, lateness, memory, report, results, scaling
+from benchmarks import (
+    attack,
+    audit,
+    charts,
+    drain,
+    fleet,
+    foreground,
+    idle,
+    lateness,
+    memory,
+    primaries,
+    report,
+    results,
+    scaling,
+)
 from benchmarks.bench import Bench, Part, say
 from benchmarks.figures import Round
 from benchmarks.sizes import QUICK, Sizes
@@ -14,7 +28,7 @@ from benchmarks.systems import find_systems
 
 PARTS = {
     part.name: part
-    for module in (drain, lateness, foreground, scaling, idle, memory, fleet, audit, attack)
+    for module in (drain, lateness, foreground, scaling, idle, memory, fleet, audit, attack, primaries)
     for part in [module.PART]
 }
 _HERE = Path(__file__).parent

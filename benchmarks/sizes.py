@@ -33,6 +33,7 @@ class Sizes:
     fleet: int = 20
     fleet_due: int = 2_000
     fleet_s: int = 10
+    primaries: int = 200_000
     attack_due: int = 1_000
     attack_s: int = 10
     audit_idle_s: float = 60.0
@@ -59,6 +60,7 @@ QUICK = Sizes(
     fleet=4,
     fleet_due=400,
     fleet_s=2,
+    primaries=4_000,
     attack_due=200,
     attack_s=2,
     audit_idle_s=5.0,

@@ -1,0 +1,175 @@
+"""Primaries: how fast one worker drains a Cluster of one, two and three, and what shards cost on one server."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from benchmarks.bench import Bench, Part, Ratio, rotated, say
+from benchmarks.figures import Figures, Round
+from benchmarks.shop import Hold
+from benchmarks.systems import expirer_command
+from expirer.keys import ShardKeys, shard_of, slot_of
+from tests.beds import execute, raw
+from tests.program import wait_until
+from tests.servers import MISSING, RedisServer, find_server, free_port
+
+SHARDS = 12
+"""A number that one, two and three divide."""
+PERCENT = 12
+ONE_SHARD, MANY_SHARDS = "1 server, 1 shard", f"1 server, {SHARDS} shards"
+_LAST_BUS = 55_535
+_SLOTS = 16_384
+_CHUNK = 2_000
+_POLL_S = 0.02
+
+
+def case(primaries: int) -> str:
+    """Name the case of a Cluster whose primaries are slow."""
+    return f"Cluster, {primaries} slow primar{'y' if primaries == 1 else 'ies'}"
+
+
+def _run(bench: Bench, turn: int) -> Round:
+    count = bench.sizes.primaries
+    cases = {case(n): (n, SHARDS, count // 4, PERCENT) for n in (1, 2, 3)}
+    cases |= {f"Cluster, {n} primaries": (n, SHARDS, count, 0) for n in (2, 3)}
+    cases |= {ONE_SHARD: (0, 1, count, 0), MANY_SHARDS: (0, SHARDS, count, 0)}
+    result: Round = {}
+    for name in rotated(list(cases), turn):
+        say(f"  {name}")
+        result[name] = _measure(bench, *cases[name])
+    return result
+
+
+def _measure(bench: Bench, primaries: int, shards: int, count: int, percent: int) -> Figures:
+    keys = [ShardKeys.of("inventory", number, shards) for number in range(shards)]
+    with ExitStack() as stack:
+        nodes = stack.enter_context(_nodes(bench.folder, max(primaries, 1), keys if primaries else []))
+        clients = [stack.enter_context(node.client()) for node in nodes]
+        share = -(-shards // len(nodes))
+        order = sorted(range(shards), key=lambda number: slot_of(keys[number])) if primaries else range(shards)
+        homes = {number: clients[place // share] for place, number in enumerate(order)}
+        stocked = _fill(bench.overdue(count), keys, homes)
+        flags = ["--log-level", "warning", "--shards", str(shards), "--redis-url", f"redis://127.0.0.1:{nodes[0].port}"]
+        if primaries:
+            flags += ["--redis-cluster", "true"]
+        slow = _slowed(nodes, percent) if percent else ExitStack()
+        with slow, subprocess.Popen(expirer_command(*flags)) as worker:
+            rate = _watch(keys, homes, count)
+            spent_s = _cpu_s(worker.pid)
+            worker.terminate()
+        exact = all(
+            homes[number].hmget(keys[number].stock_prefix + product_id, "available", "reserved")
+            == [str(units).encode(), b"0"]
+            for (number, product_id), units in stocked.items()
+        )
+    return {"rate": rate, "cpu": 1e6 * spent_s / count, "check": "exact" if exact else "not conserved"}
+
+
+@contextmanager
+def _nodes(folder: Path, count: int, keys: list[ShardKeys]) -> Iterator[list[RedisServer]]:
+    """Run servers; where keys are given they are a Cluster, each with as many of the shards."""
+    binary = find_server()
+    if binary is None:
+        raise FileNotFoundError(MISSING)
+    nodes = []
+    with ExitStack() as stack:
+        for number in range(count):
+            home = folder / f"primary-{time.monotonic_ns()}-{number}"
+            home.mkdir()
+            port = free_port()
+            while port > _LAST_BUS:
+                port = free_port()
+            node = RedisServer(binary, home, *(["--cluster-enabled", "yes"] if keys else []), port=port)
+            node.start()
+            stack.callback(node.stop)
+            nodes.append(node)
+        if keys:
+            _join(nodes, sorted(map(slot_of, keys)))
+        yield nodes
+
+
+def _join(nodes: list[RedisServer], slots: list[int]) -> None:
+    share = len(slots) // len(nodes)
+    bounds = [0, *(slots[number * share] for number in range(1, len(nodes))), _SLOTS]
+    for node, (start, end) in zip(nodes, pairwise(bounds), strict=True):
+        execute(node, "CLUSTER", "ADDSLOTS", *range(start, end))
+        execute(node, "CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+    wait_until(lambda: all(b"cluster_state:ok" in raw(node, "CLUSTER", "INFO") for node in nodes))
+    known = f"cluster_known_nodes:{len(nodes)}\r\n".encode()
+    wait_until(lambda: all(known in raw(node, "CLUSTER", "INFO") for node in nodes))
+
+
+def _fill(made: Iterator[Hold], keys: list[ShardKeys], homes: dict[int, redis.Redis]) -> Counter[tuple[int, str]]:
+    """Write holds where they belong; return the units of each product."""
+    stocked: Counter[tuple[int, str]] = Counter()
+    while chunk := list(islice(made, _CHUNK)):
+        pipes = {client: client.pipeline(transaction=False) for client in set(homes.values())}
+        for hold in chunk:
+            number = shard_of(hold.product_id, len(keys))
+            names, pipe = keys[number], pipes[homes[number]]
+            row: dict[Any, Any] = {"order_id": hold.order_id, "product_id": hold.product_id, "quantity": 1, "status": "Active"}
+            pipe.hset(names.reservation_prefix + hold.id, mapping={**row, "expires_at": hold.expires_at})
+            pipe.hincrby(names.stock_prefix + hold.product_id, "available", 0)
+            pipe.hincrby(names.stock_prefix + hold.product_id, "reserved", 1)
+            pipe.zadd(names.index, {hold.id: hold.expires_at})
+            stocked[number, hold.product_id] += 1
+        for pipe in pipes.values():
+            pipe.execute()
+    return stocked
+
+
+@contextmanager
+def _slowed(nodes: list[RedisServer], percent: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "benchmarks.peers.slowly", str(percent), *(str(node.pid) for node in nodes)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+            for node in nodes:
+                node.signal(signal.SIGCONT)
+
+
+def _watch(keys: list[ShardKeys], homes: dict[int, redis.Redis], count: int) -> float:
+    """Return reservations a second from the first reading that sees some gone to the one that sees none left."""
+    first = last = (0.0, count)
+    while last[1]:
+        left = sum(homes[number].zcard(names.index) for number, names in enumerate(keys))
+        last = time.monotonic(), left
+        if first[1] == count:
+            first = last
+        time.sleep(_POLL_S)
+    return (first[1] - last[1]) / (last[0] - first[0])
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+PART = Part(
+    name="primaries",
+    title="Primaries and shards",
+    method=(
+        f"A backlog over {SHARDS} shards, which the primaries share evenly, drained by one worker; logs at warning. On"
+        f" this machine's two cores three primaries cannot be as fast as on machines of their own, so the slow ones get"
+        f" {PERCENT} % of a core each (stopped and continued every 10 ms): what is asked is whether more of them are"
+        " drained as much faster. *Worker µs* is the worker's processor time for each reservation, its start included:"
+        " a million divided by it is the most that one worker can do."
+    ),
+    units={"rate": "reservations/s", "cpu": "worker µs each", "check": "counters"},
+    run=_run,
+    ratio=Ratio("rate", "rate ÷ that of one", lambda name: ONE_SHARD if "slow" not in name else case(1)),
+)
