@@ -18,7 +18,7 @@ from tests.tools import find_tool, missing
 
 _DEPLOY = Path(__file__).parent
 _TOOLS = ("prometheus", "prometheus-alertmanager")
-_HOLD = "20s"
+_HOLD = "10s"
 _WAIT = "5s"
 """How long a condition must hold before its alert fires: minutes in production, which nobody watches."""
 

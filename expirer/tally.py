@@ -6,13 +6,14 @@ import math
 import mmap
 import threading
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from redis import exceptions
 
-from expirer.expiry import Batch
+from expirer.expiry import Batch, ReplicasLagError, Tick
 
 LATENESS_BOUNDS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
@@ -22,7 +23,7 @@ BATCH_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 
 ERRORS = (
     *sorted(name for name, kind in vars(exceptions).items() if isinstance(kind, type) and issubclass(kind, Exception)),
-    *("OSError", "other"),
+    *(ReplicasLagError.__name__, "OSError", "other"),
 )
 """The classes that are told apart: as many rows as there are names in redis-py, and no more."""
 
@@ -32,6 +33,10 @@ _SHARD_FIELDS = (
 )
 _ROW = len(_SHARD_FIELDS) + len(ERRORS)
 _WORKER_FIELDS = ("started_at", "is_stopping")
+
+DRAINS = 1024
+"""So many drains are kept, less the one that may be half written: ten seconds of the busiest shard."""
+_DRAIN_ROW = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,24 @@ class ShardCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """What a drain did that did something or failed; `…_at` is Unix seconds."""
+
+    shard: int
+    began_at: float
+    ended_at: float
+    expired: int
+    units: int
+    skipped: int
+    rescheduled: int
+    quarantined: int
+    overdue: int
+    """Left in the index."""
+    error: str
+    """The class of what it failed with; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """How many were at most each bound (seconds, the last is infinity) and above the one before; their sum."""
 
@@ -62,7 +85,7 @@ class Histogram:
 
 
 class Tally:
-    """Figures of one worker: one process writes, any process that maps the same memory reads.
+    """Figures of one worker: one process writes, any process that maps the same memory reads, and one takes drains.
 
     Each figure is one aligned double, so none is ever read half written; counts are exact up to 2**53.
     Writing takes no system call and waits for no reader.
@@ -79,14 +102,18 @@ class Tally:
         self._lateness_at = shards * _ROW
         self._batch_at = self._lateness_at + len(LATENESS_BOUNDS_S) + 2
         self._worker_at = self._batch_at + len(BATCH_BOUNDS_S) + 2
+        self._drained_at = self._worker_at + len(_WORKER_FIELDS)
+        self._taken_at = self._drained_at + 1
+        self._drains_at = self._taken_at + 1
         self._lock = threading.Lock()
-        """A shard has one writer, the histograms may have several."""
+        """A shard has one writer, the histograms and the drains may have several."""
 
     @staticmethod
     def size(shards: int) -> int:
         """Return the bytes that the figures of so many shards take."""
         histograms = len(LATENESS_BOUNDS_S) + len(BATCH_BOUNDS_S) + 4
-        return 8 * (shards * _ROW + histograms + len(_WORKER_FIELDS))
+        drains = 2 + DRAINS * _DRAIN_ROW
+        return 8 * (shards * _ROW + histograms + len(_WORKER_FIELDS) + drains)
 
     def start(self) -> None:
         """Note that the worker begins."""
@@ -105,9 +132,10 @@ class Tally:
         counts = batch.counts
         self._add(shard, "expired", counts.expired)
         self._add(shard, "units", counts.units)
-        self._set(shard, "failures", 0)
-        self._set(shard, "succeeded_at", time.time())
-        self._set(shard, "succeeded_s", time.monotonic())
+        if batch.lag is None:
+            self._set(shard, "failures", 0)
+            self._set(shard, "succeeded_at", time.time())
+            self._set(shard, "succeeded_s", time.monotonic())
         lateness_s = [ms / 1000 for ms in batch.lateness_ms]
         with self._lock:
             self._observe(self._batch_at, BATCH_BOUNDS_S, [batch.elapsed_s])
@@ -119,14 +147,23 @@ class Tally:
 
     def count_error(self, shard: int, error: Exception) -> None:
         """Count a batch that failed, by the class of the error."""
-        names = (kind.__name__ for kind in type(error).__mro__)
-        name = next((name for name in names if name in _ERROR_NUMBERS), "other")
-        self._numbers[shard * _ROW + len(_SHARD_FIELDS) + _ERROR_NUMBERS[name]] += 1
+        self._numbers[shard * _ROW + len(_SHARD_FIELDS) + _error_number(error)] += 1
         self._add(shard, "failures", 1)
 
-    def count_tick(self, shard: int) -> None:
-        """Count a drain that ended, however it did."""
+    def count_drain(self, shard: int, done: Tick, elapsed_s: float, error: Exception | None = None) -> None:
+        """Count a drain that ended, however it did; keep it for `take_drains` where it did something or failed."""
         self._add(shard, "ticks", 1)
+        if not done.due and error is None:
+            return
+        now = time.time()
+        number = -1 if error is None else _error_number(error)
+        counts = (done.expired, done.units, done.skipped, done.rescheduled, done.quarantined, done.overdue)
+        row = array("d", (shard, now - elapsed_s, now, *counts, number))
+        with self._lock:
+            drained = self._numbers[self._drained_at]
+            start = self._drains_at + int(drained) % DRAINS * _DRAIN_ROW
+            self._numbers[start : start + _DRAIN_ROW] = row
+            self._numbers[self._drained_at] = drained + 1
 
     @property
     def started_at(self) -> float:
@@ -158,6 +195,21 @@ class Tally:
             errors = {name: count for name, count in counted if count}
             yield ShardCounts(ticks, conflicts, expired, units, failures, succeeded_at, succeeded_s, due_back_s, errors)
 
+    def take_drains(self) -> tuple[list[Drain], int]:
+        """Return the drains since the last call, in whichever process that was, and how many were lost before them.
+
+        One reader at a time: it leaves in the memory how far it came, for itself or who comes after it.
+        """
+        taken, drained = int(self._numbers[self._taken_at]), int(self._numbers[self._drained_at])
+        numbers = range(max(taken, drained - DRAINS), drained)
+        starts = (self._drains_at + number % DRAINS * _DRAIN_ROW for number in numbers)
+        rows = [self._numbers[start : start + _DRAIN_ROW].tolist() for start in starts]
+        # The writer went on meanwhile, and may be half way through one more.
+        whole_from = int(self._numbers[self._drained_at]) + 1 - DRAINS
+        whole = rows[max(0, whole_from - numbers.start) :]
+        self._numbers[self._taken_at] = drained
+        return [_drain(row) for row in whole], drained - taken - len(whole)
+
     def _add(self, shard: int, field: str, amount: int) -> None:
         self._numbers[shard * _ROW + _FIELD_NUMBERS[field]] += amount
 
@@ -182,3 +234,14 @@ class Tally:
 
 _ERROR_NUMBERS = {name: number for number, name in enumerate(ERRORS)}
 _FIELD_NUMBERS = {name: number for number, name in enumerate(_SHARD_FIELDS)}
+
+
+def _error_number(error: Exception) -> int:
+    names = (kind.__name__ for kind in type(error).__mro__)
+    return _ERROR_NUMBERS[next((name for name in names if name in _ERROR_NUMBERS), "other")]
+
+
+def _drain(row: Sequence[float]) -> Drain:
+    expired, units, skipped, rescheduled, quarantined, overdue = map(int, row[3:9])
+    outcomes = expired, units, skipped, rescheduled, quarantined, overdue
+    return Drain(int(row[0]), row[1], row[2], *outcomes, "" if row[9] < 0 else ERRORS[int(row[9])])

@@ -124,6 +124,12 @@ def _audit(flags: dict[str, str], options: dict[str, Any]) -> int:
     return audit.repair(settings, product_id, is_sure=options["yes"])
 
 
+def _reshard(flags: dict[str, str], options: dict[str, Any]) -> int:
+    from expirer.operate.reshard import reshard  # noqa: PLC0415
+
+    return reshard(load(flags), options["to"], is_sure=options["yes"])
+
+
 def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import canary, check  # noqa: PLC0415
 
@@ -135,7 +141,7 @@ def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
     from expirer import demo  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
-    return demo.run(load(flags), embedded="redis_url" not in flags)
+    return demo.run(load(flags), embedded=not {"redis_url", "redis_sentinels"} & flags.keys())
 
 
 def _duration(text: str) -> timedelta:
@@ -316,6 +322,16 @@ VERBS = {
             "--product": _PRODUCT,
             "--json": _JSON,
             "--repair": {"action": "store_true", "help": "show what would mend it, ask, and mend what can be known"},
+            "--yes": _YES,
+        },
+    ),
+    "reshard": Verb(
+        _reshard,
+        "move the inventory to more shards, in a window without checkouts",
+        "Pauses expiry, moves product by product, audits. May be interrupted and repeated. Exits 1 where it is undone.",
+        "expirer reshard --to 16",
+        {
+            "--to": {"type": int, "metavar": "N", "required": True, "help": "how many shards there will be"},
             "--yes": _YES,
         },
     ),

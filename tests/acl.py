@@ -18,13 +18,13 @@ import redis
 from redis.exceptions import RedisError
 
 from expirer import Reservations, cli
-from expirer.connect import connect
+from expirer.connect import Servers, connect
 from expirer.observe.metrics import take_sample
 from expirer.observe.probes import ping
 from expirer.observe.watch import Watch
 from expirer.operate.feed import Feed
 from expirer.operate.picture import Camera
-from expirer.operate.tail import _follow, _positions
+from expirer.operate.tail import _follow_all, _positions
 from expirer.settings import Settings
 from expirer.times import worker_clock
 from expirer.worker import Worker
@@ -138,9 +138,9 @@ def checks(desk: Desk) -> list[str]:
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
     with connect(desk.settings) as client:
-        watch = Watch(client, desk.settings, "worker")
+        watch = Watch(Servers.one(client, desk.settings), desk.settings, "worker")
         watch.look()
-        is_whole = take_sample(client, desk.settings).is_whole
+        is_whole = take_sample(Servers.one(client, desk.settings), desk.settings).is_whole
     troubles = [ping(desk.settings), watch.view().error, "" if is_whole else "not every shard could be read"]
     return [trouble for trouble in troubles if trouble]
 
@@ -157,15 +157,16 @@ def tails(desk: Desk) -> list[str]:
     """Follow the events, from now and from the start."""
 
     def follow(client: redis.Redis) -> None:
-        _positions(client, desk.settings, None)
-        next(_follow(client, desk.settings, _positions(client, desk.settings, "start")))
+        servers = Servers.one(client, desk.settings)
+        _positions(servers, desk.settings, None)
+        next(_follow_all(desk.settings, _positions(servers, desk.settings, "start")))
 
     return desk.errors(follow)
 
 
 def watches(desk: Desk) -> list[str]:
     """Take a picture for `top`."""
-    return desk.errors(lambda client: Camera(client, desk.settings).take())
+    return desk.errors(lambda client: Camera(Servers.one(client, desk.settings), desk.settings).take())
 
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:

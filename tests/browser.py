@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,14 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from selenium import webdriver
-
-MISSING = "no chromium and chromedriver on PATH: install Debian's chromium and chromium-driver"
-
-
-def find() -> tuple[Path, Path] | None:
-    """Find a Chromium or Chrome on PATH, and its driver."""
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    return (Path(browser), Path(driver)) if browser and driver else None
 
 
 class Site:

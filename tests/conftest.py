@@ -15,8 +15,11 @@ from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
 from expirer import cli
+from expirer.connect import Servers
 from expirer.settings import Settings
 from expirer.worker import Worker
+from tests.beds import Replicated
+from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
 from tests.servers import MISSING, RedisServer, find_server, free_port
 from tests.tools import find_tool, missing
@@ -25,7 +28,7 @@ from tests.tools import find_tool, missing
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("EXPIRER_") or name == "REDIS_URL":
+        if name.startswith(("EXPIRER_", "OTEL_")) or name == "REDIS_URL":
             monkeypatch.delenv(name)
 
 
@@ -80,6 +83,35 @@ def own_server(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_cluster(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Run one Cluster for all tests that only read and write keys."""
+    with Cluster(server_binary, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """Return the shared Cluster, emptied."""
+    with shared_cluster.client() as client:
+        client.flushall(target_nodes=client.PRIMARIES)
+    return shared_cluster
+
+
+@pytest.fixture
+def own_cluster(server_binary: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """Run a Cluster for a test that breaks it."""
+    with Cluster(server_binary, tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def replicated(server_binary: Path, tmp_path: Path) -> Iterator[Replicated]:
+    """Run a primary with two replicas and three Sentinels for a test that breaks them."""
+    with Replicated(server_binary, tmp_path) as bed:
+        yield bed
+
+
 @pytest.fixture
 def fake_server() -> fakeredis.FakeServer:
     """Return a fake server that can go away."""
@@ -107,7 +139,7 @@ Operate = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
-    monkeypatch.setattr("expirer.operate.server.connect", lambda _: client)
+    monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.one(client, settings))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

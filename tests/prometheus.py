@@ -17,6 +17,28 @@ _DEADLINE_S = 60
 """For a start on a machine that is busy."""
 
 
+def get(url: str, **query: str) -> Any:  # noqa: ANN401  # JSON
+    """Return what is answered, parsed."""
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:  # noqa: S310  # http only
+        return json.load(answer)
+
+
+def ask(prometheus: str, query: str) -> list[tuple[dict[str, str], float]]:
+    """Return what a query of PromQL finds now: labels and figure of each series, those that are no number left out.
+
+    Raises:
+        ValueError: Prometheus refuses the query, and says why.
+
+    """
+    try:
+        answer = get(f"{prometheus}/api/v1/query", query=query)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ValueError(f"{query}: {json.load(error)['error']}") from None
+    found = [(dict(series["metric"]), float(series["value"][1])) for series in answer["data"]["result"]]
+    return [(labels, figure) for labels, figure in found if not math.isnan(figure)]
+
+
 class Daemon:
     """One process in a folder of its own, where what it says goes into a file.
 
@@ -57,11 +79,6 @@ class Daemon:
         """Return what it has said so far."""
         return self._log.read_text()
 
-    def get(self, path: str, **query: str) -> Any:  # noqa: ANN401  # JSON
-        """Return what is answered, parsed."""
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:  # noqa: S310  # http only
-            return json.load(answer)
-
     def stop(self) -> None:
         """End the process and wait for it."""
         self._process.kill()
@@ -93,21 +110,6 @@ class Prometheus(Daemon):
             *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"),
         ]
         super().__init__(arguments, folder, port)
-
-    def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
-        """Return what a query of PromQL finds now: labels and figure of each series, those that are no number left out.
-
-        Raises:
-            ValueError: Prometheus refuses the query, and says why.
-
-        """
-        try:
-            answer = self.get("/api/v1/query", query=query)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise ValueError(f"{query}: {json.load(error)['error']}") from None
-        found = [(dict(series["metric"]), float(series["value"][1])) for series in answer["data"]["result"]]
-        return [(labels, figure) for labels, figure in found if not math.isnan(figure)]
 
 
 class Alertmanager(Daemon):

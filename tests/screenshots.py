@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from expirer.connect import connect
+from expirer.connect import Servers, connect
 from expirer.control import pausing, resuming
 from expirer.keys import shard_keys
 from expirer.observe.history import HOUR_MS, PERIOD_MS
@@ -26,10 +26,10 @@ from expirer.observe.watch import Watch
 from expirer.reservations import Refused, Reservations
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.browser import MISSING, Browser, Site, find
+from tests.browser import Browser, Site
 from tests.conftest import Log
-from tests.servers import MISSING as SERVER_MISSING
 from tests.servers import RedisServer, find_server
+from tests.tools import find_tool
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PRODUCTS = ("lamp-oak", "mug-blue", "mug-white", "notebook", "poster-a1", "poster-a2", "tee-l-black", "tee-m-black")
@@ -48,7 +48,7 @@ class Shop:
         self._random = random.Random(7)
         self._orders = 48_000
         self._workers = [Worker(connect(self._settings), self._settings, Log().logger()) for _ in range(2)]
-        self._watch = Watch(self._client, self._settings, self._workers[0].id)
+        self._watch = Watch(Servers.one(self._client, self._settings), self._settings, self._workers[0].id)
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 
@@ -118,9 +118,9 @@ def _now() -> int:
 
 
 def _main() -> None:
-    binary, programs = find_server(), find()
-    if binary is None or programs is None:
-        sys.exit(f"{MISSING}; and {SERVER_MISSING}")
+    binary, chromium, driver = find_server(), find_tool("chromium"), find_tool("chromedriver")
+    if binary is None or chromium is None or driver is None:
+        sys.exit("this needs a redis-server, chromium and chromedriver: make test installs them")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(binary, Path(folder))
@@ -130,7 +130,7 @@ def _main() -> None:
         finally:
             server.stop()
         address = Settings(redis_url="redis://redis:6379/0")
-        with Site(CSP) as site, Browser(*programs, Path(folder) / "profile") as browser:
+        with Site(CSP) as site, Browser(chromium, driver, Path(folder) / "profile") as browser:
             take(browser, site, replace(well, settings=address), "page-desktop-light.png")
             phone = {"width": 390, "height": 844, "scheme": "dark"}
             take(browser, site, replace(held, settings=address), "page-phone-dark.png", **phone)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -47,12 +48,32 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for)."""
+    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for).
 
-    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 0) -> None:
+    Args:
+        options: as on its command line.
+        sentinel: its configuration file, where it is a Sentinel.
+        login: what a client of the tests needs besides the address, such as a password.
+        tls: the authority's certificate, where the port speaks TLS.
+
+    """
+
+    def __init__(  # each with a default
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        sentinel: Path | None = None,
+        login: dict[str, Any] | None = None,
+        tls: Path | None = None,
+    ) -> None:
         self._binary = binary
         self._folder = folder
-        self._options = options
+        self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
+        self._configuration = (sentinel,) if sentinel else ()
+        self.login = login or {}
+        self.tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -61,8 +82,8 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
-            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket,
-            "--dir", self._folder, "--save", "", "--logfile", self._folder / "redis.log",
+            self._binary, *self._configuration, *self._ports(), "--bind", "127.0.0.1",
+            "--unixsocket", self.socket, "--dir", self._folder, "--logfile", self._folder / "redis.log",
             *self._options,
         ]  # fmt: skip
         self._process = subprocess.Popen(arguments)
@@ -72,14 +93,28 @@ class RedisServer:
                 raise RuntimeError((self._folder / "redis.log").read_text())
             time.sleep(0.01)
 
+    def _ports(self) -> tuple[str, ...]:
+        port = str(self.port)
+        return ("--port", port) if self.tls is None else ("--port", "0", "--tls-port", port)
+
     def client(self) -> redis.Redis:
         """Return a new client that never repeats a command."""
-        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5, **self.login)
 
     def signal(self, number: signals.Signals) -> None:
         """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def resume(self) -> None:
+        """Let a process that was stopped go on."""
+        if self._process is not None:
+            self._process.send_signal(signals.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process is not None
 
     def stop(self, number: signals.Signals = signals.SIGKILL) -> None:
         """End the process and wait for it."""

@@ -12,6 +12,7 @@ import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
+from expirer.connect import Servers
 from expirer.control import pausing
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys
@@ -50,8 +51,8 @@ def tick(client: redis.Redis, log: Log) -> Callable[..., tuple[Metrics, Tick]]:
     def do(**settings: Any) -> tuple[Metrics, Tick]:  # noqa: ANN401
         known = Settings(clock="worker", **settings)
         tally = Tally(known.shards)
-        done = Worker(client, known, log.logger(), lambda: NOW, tally).tick()
-        return Metrics(client, known, tally, "w1", 1), done
+        done = Worker(client, known, log.logger(), lambda: NOW, tally=tally).tick()
+        return Metrics(Servers.one(client, known), known, tally, "w1", 1), done
 
     return do
 
@@ -117,9 +118,9 @@ def test_what_cannot_be_read_is_absent(fake_server: fakeredis.FakeServer) -> Non
     """Where Redis cannot be read a sample has no figure, not an old one; where one shard cannot, the others have."""
     client = fakeredis.FakeRedis(server=fake_server)
     client.set(ShardKeys.of("inventory", 0, 2).index, "not ours")
-    half = take_sample(client, Settings(shards=2))
+    half = take_sample(Servers.one(client, Settings(shards=2)), Settings(shards=2))
     fake_server.connected = False
-    nothing = take_sample(client, Settings(shards=2))
+    nothing = take_sample(Servers.one(client, Settings(shards=2)), Settings(shards=2))
 
     assert ([1], False) == ([shard.shard for shard in half.shards], half.is_whole)
     assert ([], False, None) == (nothing.shards, nothing.is_whole, nothing.skew_ms)
@@ -166,7 +167,7 @@ def test_ready_is_who_ticked_within_the_interval(monkeypatch: pytest.MonkeyPatch
     tally = Tally(2)
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    worker = Worker(fakeredis.FakeRedis(server=server), settings, log.logger(), lambda: NOW, tally)
+    worker = Worker(fakeredis.FakeRedis(server=server), settings, log.logger(), lambda: NOW, tally=tally)
 
     assert ["shard 0: no tick yet", "shard 1: no tick yet"] == why_not_ready(tally, settings, "")
     worker.tick()

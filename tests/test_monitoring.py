@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Tool
 from tests.inventory import Inventory
 from tests.program import Backlog, wait_until
-from tests.prometheus import Prometheus
+from tests.prometheus import Prometheus, ask, get
 from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 from tests.test_web import Site
@@ -69,11 +70,11 @@ def shop(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def prometheus(shop: Shop, tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Run a real Prometheus that scrapes the shop's worker five times a second."""
+def prometheus(shop: Shop, tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a real Prometheus that scrapes the shop's worker five times a second; return its address."""
     folder = tmp_path_factory.mktemp("prometheus")
     prometheus = Prometheus(tool("prometheus"), folder, free_port(), SCRAPES % shop.site.port)
-    yield prometheus
+    yield prometheus.url
     prometheus.stop()
 
 
@@ -116,37 +117,37 @@ def test_promtool_finds_nothing(shop: Shop, tool: Tool) -> None:
     assert (0, "") == (done.returncode, done.stdout + done.stderr)
 
 
-def test_prometheus_has_the_exact_figures(shop: Shop, prometheus: Prometheus) -> None:
+def test_prometheus_has_the_exact_figures(shop: Shop, prometheus: str) -> None:
     """What Prometheus answers is what happened: each reservation and each unit once, and each error by its class."""
     shop.expire(50)
     count, units = len(shop.backlog.expired()), shop.backlog.stocked.total()
 
-    def ask(query: str) -> float:
-        found = prometheus.ask(query)
+    def figure(query: str) -> float:
+        found = ask(prometheus, query)
         return found[0][1] if found else -1
 
-    wait_until(lambda: ask("sum(max by (shard) (expirer_shard_expired_reservations_total))") == count)
-    assert count == ask("sum(expirer_worker_expired_reservations_total)")
-    assert count == ask("expirer_worker_lateness_seconds_count")
-    assert units == ask("sum(expirer_worker_expired_units_total)")
-    assert units == ask("sum(max by (shard) (expirer_shard_expired_units_total))")
-    assert 1 == ask("expirer_shard_active_reservations")
-    assert 1 == ask('expirer_shard_quarantined_reservations_total{reason="reservation_missing"}')
-    assert 1 == ask("expirer_redis_up")
-    assert 1 <= ask('expirer_worker_errors_total{error="ConnectionError"}')
-    assert FUTURE / 1000 == ask("expirer_shard_next_expiry_timestamp_seconds")
-    assert abs(ask("expirer_worker_last_success_timestamp_seconds") - time.time()) < 60
+    wait_until(lambda: figure("sum(max by (shard) (expirer_shard_expired_reservations_total))") == count)
+    assert count == figure("sum(expirer_worker_expired_reservations_total)")
+    assert count == figure("expirer_worker_lateness_seconds_count")
+    assert units == figure("sum(expirer_worker_expired_units_total)")
+    assert units == figure("sum(max by (shard) (expirer_shard_expired_units_total))")
+    assert 1 == figure("expirer_shard_active_reservations")
+    assert 1 == figure('expirer_shard_quarantined_reservations_total{reason="reservation_missing"}')
+    assert 1 == figure("expirer_redis_up")
+    assert 1 <= figure('expirer_worker_errors_total{error="ConnectionError"}')
+    assert FUTURE / 1000 == figure("expirer_shard_next_expiry_timestamp_seconds")
+    assert abs(figure("expirer_worker_last_success_timestamp_seconds") - time.time()) < 60
     shop.backlog.shop.assert_conserved({**shop.backlog.stocked, "tee": 1})
 
 
-def test_each_query_of_the_dashboard_has_an_answer(shop: Shop, prometheus: Prometheus) -> None:
+def test_each_query_of_the_dashboard_has_an_answer(shop: Shop, prometheus: str) -> None:
     """Each query finds figures of a worker at work, and its legend names labels that they have."""
     unanswered = {query: legend for _, legend, query in queries()}
 
     def ask_all() -> bool:
         shop.expire(1)
         for query, legend in list(unanswered.items()):
-            if found := prometheus.ask(query):
+            if found := ask(prometheus, query):
                 assert all(set(re.findall(r"{{(\w+)}}", legend)) <= labels.keys() for labels, _ in found), query
                 del unanswered[query]
         return not unanswered
@@ -156,17 +157,17 @@ def test_each_query_of_the_dashboard_has_an_answer(shop: Shop, prometheus: Prome
     assert {} == unanswered
 
 
-def test_the_queries_name_what_exists(prometheus: Prometheus) -> None:
+def test_the_queries_name_what_exists(prometheus: str) -> None:
     """Each metric and each label that the dashboard and the alerts name is one that Prometheus has scraped."""
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
     told = re.sub(r"^ *#.*$", "", rules, flags=re.MULTILINE) + "\n".join(query for _, _, query in queries())
     metrics = set(re.findall(r"\b(?:expirer|process)_\w+", told))
     labels = {name for names in re.findall(r"\b(?:by|on) \(([^)]*)\)", told) for name in names.split(", ")}
     labels |= set(re.findall(r"[{,]\s*(\w+)=", told))
-    wait_until(lambda: prometheus.ask("expirer_redis_up"))
+    wait_until(lambda: ask(prometheus, "expirer_redis_up"))
 
-    assert set() == metrics - set(prometheus.get("/api/v1/label/__name__/values")["data"])
-    assert set() == labels - set(prometheus.get("/api/v1/labels")["data"])
+    assert set() == metrics - set(get(f"{prometheus}/api/v1/label/__name__/values")["data"])
+    assert set() == labels - set(get(f"{prometheus}/api/v1/labels")["data"])
 
 
 def test_the_dashboard_is_whole() -> None:
@@ -200,3 +201,11 @@ def test_what_is_a_shards_is_never_summed_over_workers() -> None:
             assert "The whole shard's figure" in panel["description"]
         elif "expirer_worker_" in query:
             assert "Counted by the workers themselves" in panel["description"]
+
+
+def test_grafana_knows_the_pace_of_the_scrapes() -> None:
+    """The data source of Compose has the interval of its Prometheus: a rate over less would find one sample."""
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    (source,) = yaml.safe_load((ROOT / "deploy" / "grafana" / "datasource.yaml").read_text())["datasources"]
+
+    assert prometheus["global"]["scrape_interval"] == source["jsonData"]["timeInterval"]

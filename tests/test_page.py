@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from expirer import __version__
+from expirer.connect import Servers
 from expirer.control import Pause
 from expirer.keys import shard_keys
 from expirer.observe.charts import Scale, _decades, _linear, charts
@@ -340,13 +341,13 @@ def test_the_quarantine_tells_reasons_and_the_newest(client: redis.Redis) -> Non
         client.hset(shops[n % 2].keys.quarantine, f"o{n}:mug", f"reason=stock_missing at={NOW + n} score=1")
     client.hset(shops[0].keys.quarantine, b"\xff", "look at this")
 
-    seen = look(client, Settings(shards=2), states(16, 15))
+    seen = look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
 
     assert (("stock_missing", 30), ("look at this", 1)) == seen.reasons
     assert [Entry(f"o{n}:mug", "stock_missing", NOW + n) for n in range(29, 9, -1)] == list(seen.entries)
     assert 31 == seen.counted
-    assert look(client, Settings(shards=2), states(1, 0)).counted == 16
-    assert Quarantine() == look(client, Settings(shards=2), states(0, 0))
+    assert look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
+    assert Quarantine() == look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
 
 
 def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
@@ -356,7 +357,7 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     server_client.hset(keys.quarantine, mapping=entries)  # type: ignore[arg-type]
     server_client.config_resetstat()
 
-    seen = look(server_client, Settings(), states(5000))
+    seen = look(Servers.one(server_client, Settings()), Settings(), states(5000))
 
     stats = server_client.info("commandstats")
     assert 1000 == seen.counted
@@ -364,12 +365,32 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     assert set(stats) <= {"cmdstat_hscan", "cmdstat_info", "cmdstat_config|resetstat"}
 
 
+def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis) -> None:
+    """Where the user lacks HSCAN the page says so in its place, and shows everything else."""
+    keys = Inventory(server_client).keys
+    server_client.hset(keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
+    server_client.execute_command("ACL", "SETUSER", "looker", "on", ">pw", "~*", "&*", "+@all", "-hscan")  # type: ignore[no-untyped-call]
+    path = server_client.connection_pool.connection_kwargs["path"]
+    try:
+        with redis.Redis.from_url(f"unix://looker:pw@{path}", protocol=2) as client:
+            watch = Watch(Servers.one(client, Settings()), Settings(), "w")
+            watch.look()
+    finally:
+        server_client.execute_command("ACL", "DELUSER", "looker")  # type: ignore[no-untyped-call]
+
+    text = text_of(watch.view())
+    assert "In quarantine 1 waiting for a person" in text
+    assert "They cannot be listed here:" in text
+    assert "hscan" in text
+    assert "" == watch.view().error
+
+
 def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
     """Each look adds a point and becomes the view, with the quarantine of that moment."""
     shop = Inventory(client)
     shop.hold("mug", 2, int(worker_clock()) - 1000)
     client.hset(shop.keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    watch = Watch(client, Settings(), "shop-0:7:ab10")
+    watch = Watch(Servers.one(client, Settings()), Settings(), "shop-0:7:ab10")
     before = watch.view()
     watch.look()
     watch.look()
@@ -384,7 +405,7 @@ def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
 
 def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer) -> None:
     """While Redis is away the last picture stays, with the error and its age; then there is a new one."""
-    watch = Watch(fakeredis.FakeRedis(server=fake_server), Settings(), "w")
+    watch = Watch(Servers.one(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), "w")
     watch.look()
     first = watch.view()
     fake_server.connected = False
@@ -403,7 +424,7 @@ def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer) -> None:
 def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of Redis is shown as well, and no error shows the password."""
     settings = Settings(redis_url="redis://:hunter2@redis:6379/0")
-    watch = Watch(fakeredis.FakeRedis(), settings, "w")
+    watch = Watch(Servers.one(fakeredis.FakeRedis(), settings), settings, "w")
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
         (redis.ConnectionError("no hunter2"), "no ***"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
 
+from expirer.connect import Servers
 from expirer.control import pausing
 from expirer.observe.page import CSP, render
 from expirer.observe.watch import Watch
@@ -19,8 +19,8 @@ from expirer.observe.words import span
 from expirer.settings import Settings
 from expirer.times import worker_clock
 from expirer.worker import Worker
-from tests.browser import MISSING, Browser, Site, find
-from tests.conftest import Log
+from tests.browser import Browser, Site
+from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer, free_port
@@ -54,12 +54,9 @@ return found;
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Start a real browser; without one skip, but fail where CI is set."""
-    programs = find()
-    if programs is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
-    with Browser(*programs, tmp_path_factory.mktemp("profile")) as browser:
+def browser(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Start a real browser."""
+    with Browser(tool("chromium"), tool("chromedriver"), tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
@@ -75,7 +72,7 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     shop = Inventory(server_client)
     now = int(worker_clock())
     worker = Worker(server_client, Settings(), Log().logger())
-    watch = Watch(server_client, Settings(), worker.id)
+    watch = Watch(Servers.one(server_client, Settings()), Settings(), worker.id)
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)

@@ -9,7 +9,7 @@ import pytest
 
 from expirer import scripts
 
-NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "settle"]
+NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "reshard", "settle"]
 
 
 @pytest.mark.parametrize("name", NAMES)

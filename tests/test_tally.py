@@ -10,6 +10,7 @@ import fakeredis
 import pytest
 import redis
 
+from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
 from expirer.worker import Worker
@@ -30,7 +31,7 @@ def test_a_tick_is_counted(client: redis.Redis, inventory: Inventory, log: Log, 
     inventory.stock("mug", 0, 5)
     inventory.hold("mug", 2, NOW - 1500)
     inventory.hold("mug", 3, NOW - 3)
-    Worker(client, Settings(grace="1ms"), log.logger(), lambda: NOW, tally).tick()
+    Worker(client, Settings(grace="1ms"), log.logger(), lambda: NOW, tally=tally).tick()
     first, second = tally.shards()
 
     assert (1, 0, 2, 5, 0, {}) == (
@@ -52,7 +53,7 @@ def test_a_tick_is_counted(client: redis.Redis, inventory: Inventory, log: Log, 
 
 def test_what_failed_is_counted_by_class(fake_server: fakeredis.FakeServer, log: Log, tally: Tally) -> None:
     """Each failed tick is counted under its error's class, and a success ends the row of failures."""
-    worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger(), lambda: NOW, tally)
+    worker = Worker(fakeredis.FakeRedis(server=fake_server), Settings(), log.logger(), lambda: NOW, tally=tally)
     fake_server.connected = False
     worker.tick()
     worker.tick()
@@ -92,7 +93,7 @@ def test_another_process_may_read(tally: Tally, tmp_path: Path) -> None:
         file.truncate(Tally.size(2))
         writer, reader = Tally(2, file.fileno()), Tally(2, file.fileno())
     writer.start()
-    writer.count_tick(1)
+    writer.count_drain(1, Tick(), 0)
     writer.stop()
 
     assert (writer.started_at, True) == (reader.started_at, reader.is_stopping)

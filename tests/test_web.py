@@ -15,15 +15,28 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from expirer.connect import connect
 from expirer.observe import beside
 from expirer.settings import ConfigurationError, Settings
 from expirer.sidecar import run
 from expirer.times import worker_clock
+from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Backlog, Program, wait_until
-from tests.proxy import Proxy
 from tests.servers import RedisServer, free_port
+
+
+def get(port: int, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, str]:
+    """Return status and body."""
+    url = f"http://127.0.0.1:{port}{path}"
+    request = urllib.request.Request(url, method=method, headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:  # noqa: S310  # http only
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 class Site:
@@ -36,14 +49,7 @@ class Site:
 
     def get(self, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, str]:
         """Return status and body."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, method=method, headers=headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:  # noqa: S310  # http only
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return get(self.port, path, method, headers)
 
     def figures(self, accept: str = "") -> dict[str, float]:
         """Return the sum of each metric over its labels."""
@@ -167,20 +173,19 @@ def test_a_loop_that_stands_still_is_not_alive(own_server: RedisServer, stack: E
     wait_until(lambda: site.get("/livez")[0] == 200)
 
 
-def test_it_is_not_ready_before_it_stops(own_server: RedisServer, stack: ExitStack) -> None:
-    """From the moment of the signal on it is not ready, while the batch under way is still being finished."""
-    with own_server.client() as client:
-        backlog = Backlog(client)
-        backlog.add(3)
-        proxy = stack.enter_context(Proxy(own_server.port, 1, "reply"))
-        site = Site(proxy.url, stack)
-        proxy.wait_until_held()
-        site.program.signal(signal.SIGTERM)
-        wait_until(lambda: site.get("/readyz") == (503, "the worker is about to stop\n"))
-        proxy.pass_on()
+def test_it_is_not_ready_before_it_stops(own_server: RedisServer, log: Log) -> None:
+    """From the moment that the worker is told to stop it is not ready, while its batch may still be under way."""
+    settings = Settings(redis_url=own_server.url, http_port=free_port())
+    web = beside.WebProcess(settings, log.logger())
+    with connect(settings) as client:
+        worker = Worker(client, settings, log.logger(), tally=web.tally)
+        web.start(worker.id)
+        worker.tick()
+        wait_until(lambda: get(settings.http_port, "/readyz") == (200, "ok\n"))
+        worker.stop()
 
-        assert 0 == site.program.wait(DEADLINE_S)
-        backlog.assert_expired_once()
+        assert (503, "the worker is about to stop\n") == get(settings.http_port, "/readyz")
+    web.stop(0)
 
 
 def test_a_dead_web_process_comes_back(site: Site) -> None:

@@ -10,15 +10,17 @@ import threading
 from contextlib import suppress
 
 from expirer.observe.brief import Brief
+from expirer.observe.traces import Traces
 from expirer.observe.web import serve
 
 _NICE = 10
 """Where there is one core for both, the worker has it first."""
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(traces: Traces) -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
+    traces.finish()
     os._exit(0)
 
 
@@ -29,7 +31,9 @@ def main() -> None:
     with suppress(OSError):  # a sandbox may forbid it
         os.nice(_NICE)
     brief: Brief = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the process that started this one
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    traces = Traces(brief)
+    traces.start()
+    threading.Thread(target=_leave_with_parent, args=(traces,), daemon=True).start()
     serve(brief)
 
 

@@ -21,11 +21,14 @@ from typing import BinaryIO, cast
 from structlog.typing import FilteringBoundLogger
 
 from expirer.observe.brief import Brief
+from expirer.observe.traces import are_wanted
 from expirer.settings import ConfigurationError, Settings
 from expirer.tally import Tally
 
 _NEEDED = ("jinja2", "prometheus_client", "waitress")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_LAST_WORDS_S = 0.3
+"""A collector that is well takes a few milliseconds; the second of a stop is not for one that is not."""
 _BACKLOG = 1024
 
 
@@ -49,17 +52,31 @@ class WebProcess:
         self._listener = _listen(settings.http_host, settings.http_port)
         self._memory = _zeros(Tally.size(settings.shards))
         self.tally = Tally(settings.shards, self._memory.fileno())
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, worker: str) -> None:
         """Serve on behalf of this worker from now on."""
         brief = Brief(self._settings, worker, os.getpid(), self._memory.fileno(), self._listener.fileno())
         threading.Thread(target=self._keep, args=(brief,), name="expirer-web", daemon=True).start()
 
+    def stop(self, within_s: float) -> None:
+        """Let the process go; where it exports traces, wait a moment, at most so long, for the last of them."""
+        self.tally.stop()
+        self._listener.close()
+        self._memory.close()
+        if (process := self._process) is None:
+            return
+        with suppress(OSError, subprocess.TimeoutExpired):
+            _lifeline(process).close()
+            if are_wanted(os.environ):
+                process.wait(min(within_s, _LAST_WORDS_S))
+        process.kill()
+
     def _keep(self, brief: Brief) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self.tally.is_stopping:
             began_at = time.monotonic()
-            code = _serve(brief)
+            code = self._serve(brief)
             if self.tally.is_stopping:
                 return
             if time.monotonic() - began_at > _LONGEST_PAUSE_S:
@@ -68,22 +85,25 @@ class WebProcess:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
+    def _serve(self, brief: Brief) -> int:
+        """Run one process to its end; return its exit code."""
+        # -P and a path of its own: modules come from where this process has them, not from the working directory.
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "expirer.observe"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            pass_fds=(brief.memory, brief.listener),
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the worker
+        )
+        with _lifeline(process) as lifeline:
+            with suppress(BrokenPipeError, ValueError):  # it has died already, or a stop closed its input
+                pickle.dump(brief, lifeline)
+                lifeline.flush()
+            return process.wait()
 
-def _serve(brief: Brief) -> int:
-    """Run one process to its end; return its exit code."""
-    # -P and a path of its own: modules come from where this process has them, not from the working directory.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "expirer.observe"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        pass_fds=(brief.memory, brief.listener),
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the worker
-    )
-    with cast("BinaryIO", process.stdin) as lifeline:
-        with suppress(BrokenPipeError):
-            pickle.dump(brief, lifeline)
-            lifeline.flush()
-        return process.wait()
+
+def _lifeline(process: subprocess.Popen[bytes]) -> BinaryIO:
+    return cast("BinaryIO", process.stdin)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,8 +7,11 @@ the same from whichever worker is asked. None has a label of an order, a product
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import redis
@@ -25,6 +28,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 import expirer
+from expirer.connect import Servers
 from expirer.keys import shard_keys
 from expirer.observe.refreshed import Refreshed
 from expirer.operate.reasons import ADVICE
@@ -37,7 +41,9 @@ from expirer.times import worker_clock
 _COUNTED = 1000
 """Units of so many overdue reservations are summed, the oldest: a scrape must not cost what a backlog costs."""
 _PATIENCE_S = 5.0
-"""A look at many shards of which some hang ends after it; Prometheus waits ten seconds."""
+"""A look at many shards of a server that hangs ends after it; Prometheus waits ten seconds."""
+_AT_ONCE = 32
+"""Shards of a Cluster that are looked at beside each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +54,50 @@ class Sample:
     live_workers: list[int]
     """Of each of these shards."""
     skew_ms: int | None
-    """How far the server's clock is ahead of this machine's; None: unknown."""
+    """How far a server's clock is ahead of this machine's, the furthest of them; None: unknown."""
     is_whole: bool
 
 
-def take_sample(client: redis.Redis, settings: Settings) -> Sample:
-    """Look at every shard; what cannot be read is left out."""
-    began_at = worker_clock()
-    shards: list[ShardStatus] = []
-    live: list[int] = []
-    skew_ms = None
-    is_whole = True
-    for number, keys in enumerate(shard_keys(settings)):
+def take_sample(servers: Servers, settings: Settings) -> Sample:
+    """Look at every shard, at those of each client beside the others; what cannot be read is left out."""
+    lanes = servers.lanes()
+    with ThreadPoolExecutor(min(len(lanes), _AT_ONCE)) as pool:
+        looks = [look for some in pool.map(partial(_look, servers, settings), lanes) for look in some]
+    return Sample(
+        shards=[shard for shard, _, _ in looks],
+        live_workers=[live for _, live, _ in looks],
+        skew_ms=max((skew_ms for _, _, skew_ms in looks), key=abs, default=None),
+        is_whole=len(looks) == settings.shards,
+    )
+
+
+def _look(servers: Servers, settings: Settings, numbers: list[int]) -> list[tuple[ShardStatus, int, int]]:
+    """Return state, live workers and skew of those that can be read within the patience."""
+    keys = shard_keys(settings)
+    until = time.monotonic() + _PATIENCE_S
+    looks = []
+    for number in numbers:
+        client = servers.shards[number]
         try:
             now = server_now(client, settings)
             skew_ms = now - int(worker_clock())
-            shard = look_at(client, settings, number, keys, 0, _COUNTED)
+            shard = look_at(client, settings, number, keys[number], 0, _COUNTED)
         except (redis.RedisError, OSError):
-            is_whole = False
-            if worker_clock() - began_at > 1000 * _PATIENCE_S:
+            if time.monotonic() > until:
                 break
         else:
-            shards.append(shard)
-            live.append(sum(is_live(settings, worker["last_tick"], now) for worker in shard.workers))
-    return Sample(shards, live, skew_ms, is_whole)
+            live = sum(is_live(settings, worker["last_tick"], now) for worker in shard.workers)
+            looks.append((shard, live, skew_ms))
+    return looks
 
 
 class Metrics:
     """The text of `/metrics`: asks Redis once a second at most, however often it is scraped."""
 
-    def __init__(self, client: redis.Redis, settings: Settings, tally: Tally, worker: str, pid: int) -> None:
+    def __init__(self, servers: Servers, settings: Settings, tally: Tally, worker: str, pid: int) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Worker(tally, worker))
-        self._registry.register(_Shards(Refreshed(lambda: take_sample(client, settings))))
+        self._registry.register(_Shards(Refreshed(lambda: take_sample(servers, settings))))
         ProcessCollector(pid=lambda: pid, registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:

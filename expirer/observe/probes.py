@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from redis.exceptions import RedisError
 
-from expirer.connect import connect, redact
+from expirer.connect import connect_all, explain
 from expirer.operate.server import LATE_TICK_MS
 from expirer.settings import Settings
 from expirer.tally import ShardCounts, Tally
@@ -26,12 +26,13 @@ def why_not_alive(tally: Tally) -> str:
 
 
 def ping(settings: Settings) -> str:
-    """Connect anew and ask; return why Redis does not answer, empty: it does."""
+    """Connect anew and ask each server; return why one does not answer, empty: all do."""
     try:
-        with connect(settings) as client:
-            client.ping()
+        with connect_all(settings) as servers:
+            for client in servers.each().values():
+                client.ping()
     except (RedisError, OSError) as error:
-        return f"Redis: {redact(str(error), settings)}"
+        return f"Redis: {explain(error, settings)}"
     return ""
 
 

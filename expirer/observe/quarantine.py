@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from redis import Redis
+from redis.exceptions import ResponseError
 
+from expirer.connect import Servers, explain
 from expirer.keys import shard_keys
 from expirer.operate.reasons import parsed
 from expirer.operate.status import ShardStatus
@@ -39,18 +40,26 @@ class Quarantine:
     reasons: tuple[tuple[str, int], ...] = ()
     """The most first."""
     counted: int = 0
+    error: str = ""
+    """Why nothing of it could be read."""
 
 
-def look(client: Redis, settings: Settings, shards: Sequence[ShardStatus]) -> Quarantine:
-    """Read up to 1,000 entries, an equal share of each shard that has some; RedisError where Redis fails."""
+def look(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) -> Quarantine:
+    """Read up to 1,000 entries, an equal share of each shard that has some; RedisError where Redis fails.
+
+    A server that refuses, because HSCAN is not among the rights, hides the entries and nothing else.
+    """
     keys = shard_keys(settings)
     numbers = [shard.shard for shard in shards if shard.quarantined]
     entries = []
-    for number in numbers:
-        scan = client.hscan_iter(keys[number].quarantine, count=_SLICE)
-        for id_, value in islice(scan, max(_COUNTED // len(numbers), 1)):
-            known = parsed(value)
-            entries.append(Entry(readable(id_), known["reason"], known["at"]))
+    try:
+        for number in numbers:
+            scan = servers.shards[number].hscan_iter(keys[number].quarantine, count=_SLICE)
+            for id_, value in islice(scan, max(_COUNTED // len(numbers), 1)):
+                known = parsed(value)
+                entries.append(Entry(readable(id_), known["reason"], known["at"]))
+    except ResponseError as error:
+        return Quarantine(error=explain(error, settings))
     return Quarantine(
         entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:SHOWN]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from redis import Redis
 from redis.exceptions import RedisError
 
-from expirer.connect import redact
+from expirer.connect import Servers, explain
 from expirer.observe.history import PERIOD_MS, History
 from expirer.observe.page import View
 from expirer.observe.quarantine import Quarantine, look
@@ -23,11 +22,11 @@ class Watch:
     One thread looks; any thread may ask for the view, which never waits for Redis.
     """
 
-    def __init__(self, client: Redis, settings: Settings, worker: str) -> None:
-        self._client = client
+    def __init__(self, servers: Servers, settings: Settings, worker: str) -> None:
+        self._servers = servers
         self._settings = settings
         self._worker = worker
-        self._camera = Camera(client, settings)
+        self._camera = Camera(servers, settings)
         self._history = History()
         self._seen: tuple[Picture | None, Quarantine, str, int] = (None, Quarantine(), "", _now())
         """The last picture, the quarantine then, the error since, and when that picture was taken, or the start."""
@@ -36,11 +35,11 @@ class Watch:
         """Look once; raise nothing, or the last picture would pass for the present."""
         try:
             picture = self._camera.take()
-            quarantine = look(self._client, self._settings, picture.shards)
+            quarantine = look(self._servers, self._settings, picture.shards)
         except Exception as error:  # noqa: BLE001  # see above
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             before, quarantine, _, since = self._seen
-            self._seen = (before, quarantine, redact(f"{name}{error}", self._settings), since)
+            self._seen = (before, quarantine, f"{name}{explain(error, self._settings)}", since)
         else:
             now = _now()
             self._history.add(picture, now)

@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
-from expirer.connect import connect
+from expirer.connect import connect_all
 from expirer.journal import Pace
 from expirer.logs import build_logger
 from expirer.observe.brief import Brief
@@ -62,7 +62,7 @@ class Application:
         self._log = log
         self._pace = Pace()
         self._ping = Refreshed(lambda: ping(settings))
-        self._metrics = Metrics(connect(settings), settings, tally, brief.worker, brief.pid)
+        self._metrics = Metrics(connect_all(settings), settings, tally, brief.worker, brief.pid)
         self._moving = Refreshed(lambda: render(watch.view()))
         self._still = Refreshed(lambda: render(watch.view(is_still=True)))
         self._paths: dict[str, Callable[[WSGIEnvironment], Answer]] = {
@@ -135,7 +135,7 @@ def serve(brief: Brief) -> None:
     log = build_logger(brief.settings).bind(worker=brief.worker)
     logging.getLogger("waitress").addHandler(logging.NullHandler())
     logging.getLogger("waitress").propagate = False  # it says what clients do, a line each
-    watch = Watch(connect(brief.settings), brief.settings, brief.worker)
+    watch = Watch(connect_all(brief.settings), brief.settings, brief.worker)
     threading.Thread(target=watch.run, name="expirer-watch", daemon=True).start()
     listener = socket.socket(fileno=brief.listener)
     server: Any = create_server(

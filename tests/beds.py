@@ -1,0 +1,222 @@
+"""A test bed of several real servers, a primary with replicas and Sentinels, and what such beds are made of.
+
+It stands on loopback in a folder of its own, starts in a few seconds, is ended by pid, and says in `settings` how
+the program connects to it. A test that breaks a bed has one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from signal import SIGSTOP
+from typing import Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.program import wait_until
+from tests.servers import RedisServer, free_port
+
+SERVICE = "shop"
+REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+_DOWN_AFTER_MS = 2000
+"""Less would take a busy machine for a dead server."""
+
+
+class Replicated:
+    """A primary with two replicas and three Sentinels.
+
+    Args:
+        options: of every server, as on its command line.
+        sentinel_lines: of every Sentinel, as in its configuration file.
+        login: what a client of the tests needs to connect to a server, such as a password.
+        sentinel_login: the same for a Sentinel.
+        tls: the authority's certificate, where all speak TLS.
+
+    """
+
+    def __init__(  # each with a default
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        sentinel_lines: tuple[str, ...] = (),
+        login: dict[str, Any] | None = None,
+        sentinel_login: dict[str, Any] | None = None,
+        tls: Path | None = None,
+    ) -> None:
+        self._binary = binary
+        self._tls = tls
+        self._options = options
+        self._folder = folder
+        self._sentinel_lines = sentinel_lines
+        self._sentinel_login = sentinel_login
+        self.servers = [
+            RedisServer(
+                binary,
+                made(folder / f"server-{number}"),
+                *REPLICATION,
+                *options,
+                port=free_port(),
+                login=login,
+                tls=tls,
+            )
+            for number in range(3)
+        ]
+        self.sentinels: list[RedisServer] = []
+        self.settings: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything; return once the replicas follow and the Sentinels know of all."""
+        first, *others = self.servers
+        for server in self.servers:
+            server.start()
+        for server in others:
+            server.client().replicaof("127.0.0.1", first.port)
+        wait_until(lambda: all(follows(server) for server in others))
+        self.sentinels = [self._sentinel(number) for number in range(3)]
+        self.settings = {
+            "redis_sentinels": ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels),
+            "redis_sentinel_service": SERVICE,
+        }
+        if self._tls is not None:
+            self.settings["redis_url"] = f"rediss:///0?ssl_ca_certs={self._tls}"
+        wait_until(lambda: all(self._known(sentinel) == (2, 2) for sentinel in self.sentinels))
+
+    def stop(self) -> None:
+        """End every process."""
+        for server in (*self.sentinels, *self.servers):
+            server.stop()
+
+    def primary(self) -> RedisServer:
+        """Return the server that says it is the primary, and runs; the last one made so where there are two."""
+        roles = {}
+        for server in self.servers:
+            info = info_of(server)
+            if info.get("role") == "master":
+                roles[info["connected_slaves"], server.port] = server
+        return roles[max(roles)]
+
+    def replicas(self) -> list[RedisServer]:
+        """Return the servers other than the primary."""
+        primary = self.primary()
+        return [server for server in self.servers if server is not primary]
+
+    def failover(self) -> RedisServer:
+        """Let a Sentinel promote a replica of a primary that lives; return the new one once all know of it."""
+        old = self.primary()
+        wait_until(self._asks_for_failover)
+        return self.wait_for_another(old)
+
+    def wait_for_another(self, old: RedisServer) -> RedisServer:
+        """Return the new primary, once every Sentinel names one that is not the old."""
+        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels))
+        port = self._named(self.sentinels[0])
+        new = next(server for server in self.servers if server.port == port)
+        wait_until(lambda: info_of(new).get("role") == "master")
+        return new
+
+    def _asks_for_failover(self) -> bool:
+        with suppress(redis.ResponseError):  # NOGOODSLAVE, INPROG: a moment later
+            return bool(execute(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE))
+        return False
+
+    def _named(self, sentinel: RedisServer) -> int:
+        return int(execute(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+
+    def _known(self, sentinel: RedisServer) -> tuple[int, int]:
+        reply = execute(sentinel, "SENTINEL", "MASTER", SERVICE)
+        row = dict(zip(reply[::2], reply[1::2], strict=True))
+        return int(row[b"num-slaves"]), int(row[b"num-other-sentinels"])
+
+    def _sentinel(self, number: int) -> RedisServer:
+        folder = made(self._folder / f"sentinel-{number}")
+        configuration = folder / "sentinel.conf"
+        lines = (
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.servers[0].port} 2",
+            f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {SERVICE} 3000",
+            *self._sentinel_lines,
+        )
+        configuration.write_text("".join(f"{line}\n" for line in lines))
+        sentinel = RedisServer(
+            self._binary,
+            folder,
+            *(self._options if self._tls else ()),
+            port=free_port(),
+            sentinel=configuration,
+            login=self._sentinel_login,
+            tls=self._tls,
+        )
+        sentinel.start()
+        return sentinel
+
+
+@contextmanager
+def hung(server: RedisServer) -> Iterator[None]:
+    """Let a server hang until the block ends: it takes connections, and answers nothing."""
+    server.signal(SIGSTOP)
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+def wait_for_replicas(server: RedisServer, count: int) -> None:
+    """Return once so many replicas have all that was written so far."""
+    with _client(server) as client:
+        # The Cluster's shops are not disturbed by it: a wait is for what its own connection has published.
+        client.publish("tests", "a mark")
+        wait_until(lambda: client.wait(count, 100) >= count)
+
+
+def info_of(server: RedisServer) -> dict[str, Any]:
+    """Return what a server says of itself; nothing where it does not answer, or hangs up: a Sentinel may tell it to."""
+    with suppress(redis.RedisError):
+        info: dict[str, Any] = server.client().info()
+        return info
+    return {}
+
+
+def follows(replica: RedisServer) -> bool:
+    """Say whether a replica has what its primary had when it began to follow it."""
+    return bool(info_of(replica).get("master_link_status") == "up")
+
+
+def execute(server: RedisServer, *command: Any) -> Any:  # noqa: ANN401  # as redis-py has it
+    """Return what a server answers to a command, as redis-py reads it."""
+    return _client(server).execute_command(*command)
+
+
+def raw(server: RedisServer, *command: str) -> bytes:
+    """Return what a server answers to a command, as it stands."""
+    with _client(server) as client:
+        client.response_callbacks.clear()
+        reply: bytes = client.execute_command(*command)
+        return reply
+
+
+def _client(server: RedisServer) -> Any:  # noqa: ANN401  # redis-py leaves half of its commands untyped
+    retry = Retry(NoBackoff(), 0)
+    options = {**server.login, **tls_options(server.tls)}
+    return redis.Redis(host="127.0.0.1", port=server.port, protocol=2, retry=retry, socket_timeout=5, **options)
+
+
+def tls_options(authority: Path | None) -> dict[str, Any]:
+    """Return what a client needs to trust an authority; nothing where there is none."""
+    return {} if authority is None else {"ssl": True, "ssl_ca_certs": str(authority)}
+
+
+def made(folder: Path) -> Path:
+    """Return a folder, which exists then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

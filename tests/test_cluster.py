@@ -1,0 +1,312 @@
+"""What the program promises on a Redis Cluster: every shard is served, whatever becomes of one of its primaries."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import pytest
+from redis.cluster import RedisCluster
+
+from expirer import Reservations, cli
+from expirer.connect import connect_all
+from expirer.crew import Crew
+from expirer.expiry import Tick
+from expirer.keys import ShardKeys, shard_of
+from expirer.settings import Settings, variable
+from tests.beds import hung, wait_for_replicas
+from tests.cluster import Cluster
+from tests.conftest import Log
+from tests.inventory import Inventory
+from tests.program import Backlog, Program, wait_until
+from tests.reader import ROOT
+from tests.servers import RedisServer, free_port
+
+SHARDS = 6
+README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "topologies.md").read_text()
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[RedisCluster]:
+    """Connect to the shared Cluster, emptied."""
+    with cluster.client() as client:
+        yield client
+
+
+def shops_of(client: Any, shards: int = SHARDS) -> list[Inventory]:  # noqa: ANN401  # of a Cluster
+    """Return the shop on each shard."""
+    return [Inventory(client, ShardKeys.of("inventory", number, shards)) for number in range(shards)]
+
+
+def crew_of(bed: Cluster, log: Log, **settings: Any) -> Crew:  # noqa: ANN401  # settings
+    """Build the crew that the program would run."""
+    chosen = Settings(**{**bed.settings, "shards": SHARDS, **settings})
+    return Crew(connect_all(chosen), chosen, log.logger())
+
+
+@contextmanager
+def running(crew: Crew) -> Iterator[None]:
+    """Run a crew in a thread until the block ends."""
+    thread = threading.Thread(target=crew.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        crew.stop()
+        thread.join()
+
+
+def by_primary(bed: Cluster, shards: int = SHARDS) -> dict[RedisServer, list[int]]:
+    """Return which shards each primary serves."""
+    served: dict[RedisServer, list[int]] = {}
+    for number in range(shards):
+        served.setdefault(bed.primary_of(ShardKeys.of("inventory", number, shards).control), []).append(number)
+    return served
+
+
+def test_all_shards_are_swept(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+    """One pass expires what is due on every shard, whichever primary serves it."""
+    backlogs = [Backlog(client, shop.keys) for shop in shops_of(client)]
+    for backlog in backlogs:
+        backlog.add(25)
+
+    tick = crew_of(cluster, log, batch_size=10).run_once()
+
+    assert len(by_primary(cluster)) == 3
+    assert (25 * SHARDS, 0) == (tick.expired, tick.errors), log.entries
+    for backlog in backlogs:
+        backlog.assert_expired_once()
+
+
+def test_a_checkout_and_a_crew_agree(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+    """Reservations made, confirmed, released and extended through a RedisCluster client are conserved and expire."""
+    shops = shops_of(client)
+    products = {f"product-{number}": shops[shard_of(f"product-{number}", SHARDS)] for number in range(12)}
+    reservations = Reservations(client, shards=SHARDS)
+    for product_id, shop in products.items():
+        shop.stock(product_id, 10)
+    for product_id in products:
+        reservations.reserve("o1", product_id, 1, timedelta(minutes=5))
+        reservations.reserve("o2", product_id, 2, timedelta(minutes=5))
+        reservations.reserve("o3", product_id, 3, timedelta(milliseconds=1))
+        reservations.reserve("o4", product_id, 1, timedelta(minutes=5))
+        reservations.confirm("o1", product_id)
+        reservations.release("o2", product_id)
+        reservations.extend("o4", product_id, timedelta(minutes=9))
+
+    expired = 0
+    crew = crew_of(cluster, log)
+    while expired < len(products):
+        expired += crew.run_once().expired
+
+    assert {(8, 1)} == {shop.counters(product_id) for product_id, shop in products.items()}
+    for product_id, shop in products.items():
+        assert (shop.status(f"o3:{product_id}"), shop.status(f"o4:{product_id}")) == ("Expired", "Active")
+
+
+def test_a_message_wakes_its_shard(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+    """A reservation sooner than all before it is expired at once, though its worker slept for a day."""
+    shop = shops_of(client)[shard_of("mug", SHARDS)]
+    shop.stock("mug", 10)
+
+    with running(crew_of(cluster, log, interval="24h")):
+        wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
+        wait_until(lambda: listeners(cluster, shop.keys.wake))
+        Reservations(client, shards=SHARDS).reserve("o1", "mug", 2, timedelta(milliseconds=30))
+        wait_until(lambda: log.of("reservation_expired"))
+
+    assert "Expired" == shop.status("o1:mug")
+    assert (10, 0) == shop.counters("mug")
+
+
+def listeners(bed: Cluster, channel: str) -> int:
+    """Count who listens on a channel, on whichever node."""
+    return sum(node.client().pubsub_numsub(channel)[0][1] for node in bed.nodes)
+
+
+def test_one_log_line_starts_and_stops_a_crew(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+    """However many threads work, the start is told of once and the end once, with the sum of what all did."""
+    for shop in shops_of(client):
+        shop.stock("mug", 0, 2)
+        for _ in range(2):
+            shop.hold("mug", 1, 1000)
+    crew = crew_of(cluster, log)
+
+    with running(crew):
+        wait_until(lambda: len(log.of("reservation_expired")) == 2 * SHARDS)
+
+    assert [SHARDS] == [entry["shards"] for entry in log.of("job_started")]
+    assert [2 * SHARDS] == [entry["expired"] for entry in log.of("job_stopped")]
+    assert {crew.id} == {entry["worker"] for entry in log.entries}
+    workers = [client.zrange(shop.keys.workers, 0, -1) for shop in shops_of(client)]
+    assert [[crew.id.encode()]] * SHARDS == workers
+
+
+def test_a_bug_in_one_thread_ends_the_crew(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+    """A thread that dies takes the process with it, for its supervisor to see: none goes on with a shard unserved."""
+    crew = crew_of(cluster, log)
+
+    def fail() -> None:
+        raise LookupError("surprise")
+
+    crew._workers[1]._sleep = fail  # type: ignore[method-assign]
+
+    with pytest.raises(LookupError):
+        crew.run()
+    assert client.zcard(shops_of(client)[0].keys.workers) == 1
+
+
+def test_a_node_that_is_addressed_alone_says_what_it_is(
+    cluster: Cluster, client: RedisCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the setting a node is told to be of a Cluster, in one line with the way out."""
+    shop = shops_of(client, 1)[0]
+    other = next(node for node in cluster.nodes[:3] if node is not cluster.primary_of(shop.keys.control))
+
+    code = cli.main(["status", "--redis-url", f"redis://127.0.0.1:{other.port}"])
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert (1, True) == (code, line.endswith("this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true")), line
+
+
+def test_one_start_node_that_lives_is_enough(cluster: Cluster, log: Log) -> None:
+    """Of several start nodes those that are not there are passed over."""
+    living = cluster.nodes[4].port
+
+    tick = crew_of(cluster, log, redis_url=f"redis://127.0.0.1:{free_port()},127.0.0.1:{living}/0").run_once()
+
+    assert Tick() == tick, log.entries
+
+
+def test_no_start_node_is_an_error_of_the_tick(log: Log) -> None:
+    """Where no node answers each is named, and the worker waits like for any server."""
+    settings = Settings(redis_cluster=True, redis_url="redis://127.0.0.1:1,127.0.0.1:2", shards=2)
+
+    tick = Crew(connect_all(settings), settings, log.logger()).run_once()
+
+    message = log.of("processing_error")[0]["message"]
+    assert 2 == tick.errors
+    assert ["127.0.0.1:1: ", "127.0.0.1:2: "] == re.findall(r"127\.0\.0\.1:\d: ", message)
+
+
+def test_a_hung_primary_delays_no_other(
+    server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one primary hangs for ever the others' shards expire, status tells them apart, and a stop ends them all."""
+    with ExitStack() as stack:
+        bed = stack.enter_context(Cluster(server_binary, tmp_path, "--cluster-node-timeout", "60000"))
+        client = stack.enter_context(bed.client())
+        shops = shops_of(client)
+        served = by_primary(bed)
+        hanging, *living = served
+        for shop in shops:
+            shop.stock("mug", 5)
+        program = stack.enter_context(
+            Program(f"{bed.settings['redis_url']}?socket_timeout=60", redis_cluster=True, shards=SHARDS)
+        )
+        wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops))
+        stack.enter_context(hung(hanging))
+        numbers = [number for primary in living for number in served[primary]]
+        for number in numbers:
+            shops[number].stock("mug", 4, 1)
+            shops[number].hold("mug", 1, 1000)
+            living[0].client().publish(shops[number].keys.wake, "1")
+
+        wait_until(lambda: len(program.of("processing_completed")) == len(numbers))
+        url = f"{bed.settings['redis_url']}?socket_timeout=0.2"
+        assert 1 == cli.main(["status", "--redis-url", url, "--redis-cluster", "true", "--shards", str(SHARDS)])
+        states = re.findall(r"shard (\d): (\w+ \w+|healthy)", capsys.readouterr().out)
+        assert {(str(number), "no answer") for number in served[hanging]} == set(states) - {
+            (str(number), "healthy") for number in numbers
+        }
+        program.signal(SIGTERM)
+        assert 0 == program.wait(5)
+
+        assert set(numbers) == {entry["shard"] for entry in program.of("reservation_expired")}
+        assert {(5, 0)} == {shops[number].counters("mug") for number in numbers}
+
+
+def test_a_lost_primary_is_replaced(own_cluster: Cluster) -> None:
+    """A primary is killed in a drain: its replica is promoted, and drained from there; nothing is lost or doubled."""
+    client = own_cluster.client()
+    shops = shops_of(client, 3)
+    backlogs = [Backlog(client, shop.keys) for shop in shops]
+    lost = own_cluster.primary_of(shops[0].keys.control)
+    for backlog in backlogs:
+        backlog.add(2000)
+    wait_for_replicas(lost, 1)
+
+    with Program(own_cluster.settings["redis_url"], "--batch-size", "10", redis_cluster=True, shards=3) as program:
+        wait_until(lambda: {0} <= {entry["shard"] for entry in program.of("reservation_expired")})
+        lost.stop()
+        own_cluster.wait_for_another(lost, shops[0].keys.control)
+        own_cluster.wait_until_ok()
+        client.close()
+        client = own_cluster.client()
+        backlogs = [moved_to(client, backlog) for backlog in backlogs]
+        wait_until(lambda: not any(backlog.left() for backlog in backlogs))
+        program.wait_for("processing_recovered")
+
+    for backlog in backlogs:
+        backlog.assert_expired_once()
+    client.close()
+
+
+def moved_to(client: RedisCluster, backlog: Backlog) -> Backlog:
+    """Return the same backlog, looked at through another client."""
+    other = Backlog(client, backlog.shop.keys)
+    other.stocked, other._ids = backlog.stocked, backlog._ids
+    return other
+
+
+def test_a_failover_by_hand_costs_a_tick(own_cluster: Cluster, log: Log) -> None:
+    """After a primary and its replica have changed places the work goes on at the new primary."""
+    with own_cluster.client() as client:
+        shop = shops_of(client, 1)[0]
+        shop.stock("mug", 10)
+        crew = crew_of(own_cluster, log, shards=1, interval="300ms")
+        with running(crew):
+            wait_until(lambda: client.zcard(shop.keys.workers))
+            new = own_cluster.failover(own_cluster.primary_of(shop.keys.control))
+            shop.stock("mug", 9, 1)
+            shop.hold("mug", 1, 1000)
+            wait_until(lambda: log.of("reservation_expired"))
+
+        assert own_cluster.primary_of(shop.keys.control) is new
+        assert (10, 0) == shop.counters("mug")
+
+
+def test_the_rights_of_the_documents_suffice(own_cluster: Cluster, log: Log) -> None:
+    """A user with the rights of the README, and those that docs/topologies.md adds, expires on a Cluster."""
+    listed = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
+    added = PAGE[PAGE.index("Besides those, a Cluster needs") :].split("\n\n")[0]
+    rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", listed + added) if "SENTINEL" not in name]
+    for node in own_cluster.nodes:
+        node.client().execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
+    with own_cluster.client() as client:
+        backlogs = [Backlog(client, shop.keys) for shop in shops_of(client)]
+        for backlog in backlogs:
+            backlog.add(15)
+        for primary in by_primary(own_cluster):
+            wait_for_replicas(primary, 1)
+        url = own_cluster.settings["redis_url"].replace("//", "//sidecar:any@")
+
+        tick = crew_of(own_cluster, log, redis_url=url, batch_size=10, min_replicas_ack=1).run_once()
+
+        assert (15 * SHARDS, 0) == (tick.expired, tick.errors), log.entries
+        for backlog in backlogs:
+            backlog.assert_expired_once()
+
+
+def test_the_page_names_real_settings() -> None:
+    """Every variable on the page is a setting."""
+    named = set(re.findall(r"EXPIRER_[A-Z_]+", PAGE))
+
+    assert set() == named - {variable(name) for name in Settings.model_fields}
