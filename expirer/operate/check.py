@@ -14,7 +14,7 @@ from typing import Any
 
 from redis import Redis
 from redis.crc import key_slot
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from expirer import control, scripts
 from expirer.connect import Servers, location, redact
@@ -87,10 +87,12 @@ def _remarks(servers: Servers, settings: Settings) -> Iterator[Remark]:
 
 
 def _said(error: ResponseError) -> str:
-    """Return the error, with the command, and where redis-py tells it the key, at which it came."""
+    """Return the error; of a missing right with the command, and where redis-py tells it the key, that wants it."""
     text = scripts.explained(str(error))
     in_pipeline = re.fullmatch(r"Command # \d+ \((\w+(?: \S+)?).*?\) of pipeline caused error: (.*)", text, re.DOTALL)
-    return f"{in_pipeline[1]}: {in_pipeline[2]}" if in_pipeline else text
+    if in_pipeline is None:
+        return text
+    return f"{in_pipeline[1]}: {in_pipeline[2]}" if isinstance(error, NoPermissionError) else in_pipeline[2]
 
 
 def _way_out(error: ResponseError) -> str:
