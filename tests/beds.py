@@ -21,6 +21,8 @@ from tests.servers import RedisServer, free_port
 
 SERVICE = "shop"
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+_ELECTION_S = 60.0
+"""Sentinels that do not agree vote again after some seconds."""
 _DOWN_AFTER_MS = 2000
 """Less would take a busy machine for a dead server."""
 
@@ -119,7 +121,7 @@ class Replicated:
 
     def wait_for_another(self, old: RedisServer) -> RedisServer:
         """Return the new primary, once every Sentinel names one that is not the old."""
-        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels))
+        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels), _ELECTION_S)
         port = self._named(self.sentinels[0])
         new = next(server for server in self.servers if server.port == port)
         wait_until(lambda: info_of(new).get("role") == "master")
