@@ -71,7 +71,11 @@ class Replicated:
         self.settings: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +89,8 @@ class Replicated:
         for server in others:
             server.client().replicaof("127.0.0.1", first.port)
         wait_until(lambda: all(follows(server) for server in others))
-        self.sentinels = [self._sentinel(number) for number in range(3)]
+        for number in range(3):
+            self._start_sentinel(number)
         self.settings = {
             "redis_sentinels": ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels),
             "redis_sentinel_service": SERVICE,
@@ -140,7 +145,7 @@ class Replicated:
         row = dict(zip(reply[::2], reply[1::2], strict=True))
         return int(row[b"num-slaves"]), int(row[b"num-other-sentinels"])
 
-    def _sentinel(self, number: int) -> RedisServer:
+    def _start_sentinel(self, number: int) -> None:
         folder = made(self._folder / f"sentinel-{number}")
         configuration = folder / "sentinel.conf"
         lines = (
@@ -159,8 +164,8 @@ class Replicated:
             login=self._sentinel_login,
             tls=self._tls,
         )
+        self.sentinels.append(sentinel)
         sentinel.start()
-        return sentinel
 
 
 @contextmanager
