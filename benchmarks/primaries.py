@@ -118,7 +118,12 @@ def _fill(made: Iterator[Hold], keys: list[ShardKeys], homes: dict[int, redis.Re
         for hold in chunk:
             number = shard_of(hold.product_id, len(keys))
             names, pipe = keys[number], pipes[homes[number]]
-            row: dict[Any, Any] = {"order_id": hold.order_id, "product_id": hold.product_id, "quantity": 1, "status": "Active"}
+            row: dict[Any, Any] = {
+                "order_id": hold.order_id,
+                "product_id": hold.product_id,
+                "quantity": 1,
+                "status": "Active",
+            }
             pipe.hset(names.reservation_prefix + hold.id, mapping={**row, "expires_at": hold.expires_at})
             pipe.hincrby(names.stock_prefix + hold.product_id, "available", 0)
             pipe.hincrby(names.stock_prefix + hold.product_id, "reserved", 1)

@@ -140,8 +140,14 @@ def shows_the_page(desk: Desk) -> list[str]:
     with connect(desk.settings) as client:
         watch = Watch(Servers.one(client, desk.settings), desk.settings, "worker")
         watch.look()
+        quarantine = watch.view().quarantine
         is_whole = take_sample(Servers.one(client, desk.settings), desk.settings).is_whole
-    troubles = [ping(desk.settings), watch.view().error, "" if is_whole else "not every shard could be read"]
+    troubles = [
+        ping(desk.settings),
+        watch.view().error,
+        quarantine.error,
+        "" if is_whole else "not every shard could be read",
+    ]
     return [trouble for trouble in troubles if trouble]
 
 

@@ -285,7 +285,7 @@ def test_a_failover_by_hand_costs_a_tick(own_cluster: Cluster, log: Log) -> None
 
 def test_the_rights_of_the_documents_suffice(own_cluster: Cluster, log: Log) -> None:
     """A user with the rights of the README, and those that docs/topologies.md adds, expires on a Cluster."""
-    listed = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
+    listed = README[README.index("- `expirer`, the sidecar") :].split("- `expirer-look`")[0]
     added = PAGE[PAGE.index("Besides those, a Cluster needs") :].split("\n\n")[0]
     rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", listed + added) if "SENTINEL" not in name]
     for node in own_cluster.nodes:

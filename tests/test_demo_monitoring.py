@@ -84,7 +84,7 @@ def test_an_alert_comes_and_goes(tmp_path: Path) -> None:
         demo.types("pause")
         wait_until(lambda: demo.fires("ExpirerPausedTooLong"), LONG_S)
         assert "payment outage" in demo.types("status")
-        assert "payment outage" in demo.page()
+        wait_until(lambda: "payment outage" in demo.page())  # it looks every ten seconds
         assert ask(demo.prometheus, "expirer_shard_paused == 1 and expirer_shard_overdue_reservations > 0")
         demo.types("resume")
         wait_until(lambda: not demo.fires("ExpirerPausedTooLong"), LONG_S)
