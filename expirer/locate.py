@@ -136,6 +136,8 @@ class Cluster:
         self._directory = _Directory(addresses, options)
         self._lock = threading.Lock()
         self._read_at = -math.inf
+        self._trouble = ""
+        """Why the last reading failed; empty: it did not."""
         self._ranges: list[tuple[int, int, Address]] = []
 
     def primary(self, slot: int) -> Address:
@@ -153,6 +155,8 @@ class Cluster:
         with self._lock:
             if self._read_at < asked_at:  # else another asked meanwhile, and this one waited for it
                 self._read()
+            if self._trouble:
+                raise NoConnection(self._trouble)
             return [self._owner(slot) for slot in slots]
 
     def _owner(self, slot: int) -> Address:
@@ -162,8 +166,12 @@ class Cluster:
         raise NoConnection(f"no node of the Cluster serves slot {slot}")
 
     def _read(self) -> None:
-        self._read_at = time.monotonic()
-        (asked, _), rows = self._directory.ask("CLUSTER", "SLOTS")
+        self._read_at, self._trouble = time.monotonic(), ""
+        try:
+            (asked, _), rows = self._directory.ask("CLUSTER", "SLOTS")
+        except NoConnection as error:
+            self._trouble = str(error)
+            return
         self._ranges = [(first, last, _node(nodes[0], asked)) for first, last, *nodes in rows]
         self._directory.learn(*(_node(node, asked) for _, _, *nodes in rows for node in nodes))
 
