@@ -12,7 +12,6 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP, SIGTERM
-from typing import Literal
 from urllib.parse import quote
 
 import pytest
@@ -26,7 +25,7 @@ from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory, contents
 from tests.program import Backlog, Program, wait_until
-from tests.proxy import Proxy
+from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer, free_port
 
 MakeWorker = Callable[[str], Worker]
@@ -168,11 +167,12 @@ def test_a_lost_connection_doubles_nothing(
     worker_at: MakeWorker,
     log: Log,
     nth: int,
-    held: Literal["request", "reply"],
+    held: Way,
 ) -> None:
     """Cut before or after a batch has run, whichever: an error is logged, and each expires exactly once."""
-    with Proxy(own_server.port, nth, held) as proxy:
-        proxy.cut()
+    gate = Gate(nth, held)
+    gate.cut()
+    with Proxy(own_server.port, gate) as proxy:
         worker = worker_at(proxy.url)
         ticks = [worker.tick(), worker.tick()]
 
