@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import redis
@@ -49,9 +50,12 @@ def free_port() -> int:
 class RedisServer:
     """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for)."""
 
-    def __init__(self, binary: Path, folder: Path, *options: str, port: int = 0) -> None:
+    def __init__(
+        self, binary: Path, folder: Path, *options: str, port: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self._binary = binary
-        self._folder = folder
+        self.folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
@@ -62,15 +66,21 @@ class RedisServer:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
             self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket,
-            "--dir", self._folder, "--save", "", "--logfile", self._folder / "redis.log",
+            "--dir", self.folder, "--save", "", "--logfile", self.folder / "redis.log",
             *self._options,
         ]  # fmt: skip
-        self._process = subprocess.Popen(arguments)
+        # Python ignores SIGXFSZ, and so shall the server: a file that may not grow is then a full disk to it.
+        self._process = subprocess.Popen(arguments, env=self._environment, restore_signals=False)
         deadline = time.monotonic() + 30
         while wait and not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError((self._folder / "redis.log").read_text())
+                raise RuntimeError((self.folder / "redis.log").read_text())
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while it runs."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def client(self) -> redis.Redis:
         """Return a new client that never repeats a command."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -26,7 +25,8 @@ from tests.conftest import Log
 from tests.inventory import Inventory, contents
 from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer
+from tests.weather import busy, full, replica
 
 MakeWorker = Callable[[str], Worker]
 
@@ -91,49 +91,6 @@ def test_flushed_scripts_are_no_error(
     assert worker.tick().expired == 25
     assert errors(log) == []
     backlog.assert_expired_once()
-
-
-@contextmanager
-def full(client: redis.Redis) -> Iterator[str]:
-    """Leave no memory."""
-    client.config_set("maxmemory-policy", "noeviction")
-    client.config_set("maxmemory", 1)
-    yield "maxmemory"
-    client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def replica(client: redis.Redis) -> Iterator[str]:
-    """Make it a replica of a server that is not there."""
-    client.replicaof("127.0.0.1", free_port())
-    yield "read only replica"
-    client.replicaof("NO", "ONE")
-
-
-@contextmanager
-def busy(client: redis.Redis) -> Iterator[str]:
-    """Run a script that never ends."""
-    client.config_set("lua-time-limit", 1)
-
-    def spin() -> None:
-        with pytest.raises(redis.ResponseError, match="killed"):
-            client.eval("while true do end", 0)
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    wait_until(lambda: is_busy(client))
-    yield "BUSY"
-    client.script_kill()
-    thread.join()
-
-
-def is_busy(client: redis.Redis) -> bool:
-    """Say whether a script holds the server."""
-    try:
-        client.ping()
-    except redis.ResponseError as error:
-        return str(error).startswith("BUSY")
-    return False
 
 
 @pytest.mark.parametrize("weather", [full, replica, busy])

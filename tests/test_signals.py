@@ -68,9 +68,7 @@ def test_kills_lose_and_double_nothing(shared_server: RedisServer, server_client
 
 
 @pytest.mark.parametrize(("held", "expired"), [("request", 10), ("reply", 20)])
-def test_a_kill_in_a_batch_is_all_or_nothing(
-    own_server: RedisServer, held: Way, expired: int
-) -> None:
+def test_a_kill_in_a_batch_is_all_or_nothing(own_server: RedisServer, held: Way, expired: int) -> None:
     """A worker killed while a batch is under way has done the whole of it, or nothing."""
     with own_server.client() as client:
         backlog = Backlog(client)
@@ -157,9 +155,7 @@ def test_a_second_stop_changes_nothing(shared_server: RedisServer, server_client
 
 @stop_signals
 @pytest.mark.parametrize("held", ["request", "reply"])
-def test_a_stop_while_the_reply_is_awaited_is_prompt(
-    own_server: RedisServer, number: Signals, held: Way
-) -> None:
+def test_a_stop_while_the_reply_is_awaited_is_prompt(own_server: RedisServer, number: Signals, held: Way) -> None:
     """Told to stop while a batch gets no answer, it waits no longer than its deadline, says so and exits 0."""
     with own_server.client() as client:
         backlog = Backlog(client)

@@ -1,0 +1,77 @@
+"""A fault, and what a run of it showed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.torture.bed import Bed, Sizes
+from tests.torture.clock import ServerClock
+from tests.torture.judge import Verdict
+
+EXACT = "exact: nothing lost, nothing doubled"
+"""What most faults promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a server must be like for a fault to strike it."""
+
+    options: tuple[str, ...] = ()
+    has_clock: bool = False
+    """Whether the tests move its clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to the shop, again and again, and what is promised."""
+
+    name: str
+    title: str
+    strike: Callable[[Bed], None]
+    """Once; `bed.turn` says how often it was done before."""
+    times: int
+    quick_times: int = 2
+    promise: str = EXACT
+    host: Host = Host()
+    may_lose: bool = False
+    """Whether the server itself may forget what it has acknowledged."""
+    is_in_soak: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run showed."""
+
+    struck: dict[str, int]
+    """Name of a fault -> how often."""
+    seed: int
+    seconds: int
+    verdict: Verdict
+
+    def assert_kept(self, *, may_lose: bool = False) -> None:
+        """Assert what is promised."""
+        assert self.verdict.wrong == []
+        assert may_lose or self.verdict.lost == []
+
+
+def run(plan: Iterable[Fault], host: Host, binary: Path, seed: int, sizes: Sizes) -> Outcome:
+    """Let faults strike one after the other under load; judge."""
+    began_at = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    clock = ServerClock(folder) if host.has_clock else None
+    struck: Counter[str] = Counter()
+    with Bed(binary, folder, seed, sizes, *host.options, clock=clock) as bed:
+        for fault in plan:
+            bed.turn = struck[fault.name]
+            fault.strike(bed)
+            struck[fault.name] += 1
+        verdict = bed.settle()
+    if not verdict.wrong:
+        shutil.rmtree(folder)  # else it has the records, to look at
+    return Outcome(dict(struck), seed, round(time.monotonic() - began_at), verdict)

@@ -1,0 +1,7 @@
+"""The faults, by what they strike."""
+
+from __future__ import annotations
+
+from tests.torture.faults import clocks, network, processes, refusals, servers
+
+FAULTS = {fault.name: fault for module in (processes, servers, network, refusals, clocks) for fault in module.FAULTS}

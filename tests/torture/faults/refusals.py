@@ -1,0 +1,66 @@
+"""What makes a server refuse, and what makes it forget its scripts."""
+
+from __future__ import annotations
+
+import resource
+
+import redis
+
+from tests import weather
+from tests.torture.bed import Bed
+from tests.torture.fault import Fault
+from tests.torture.faults.servers import EVERY_SECOND
+
+
+def fill_memory(bed: Bed) -> None:
+    """Leave no memory for a while."""
+    with weather.full(bed.client):
+        bed.wait(bed.chance.uniform(0.2, 1))
+    bed.wait(0.3)
+
+
+def demote(bed: Bed) -> None:
+    """Make the primary a replica of a server that is not there, for a while."""
+    with weather.replica(bed.client):
+        bed.wait(bed.chance.uniform(0.2, 1))
+    bed.wait(0.3)
+
+
+def fill_disk(bed: Bed) -> None:
+    """Let no file of the server grow any more; once it has noticed, let them again, and start it where it has ended."""
+    pid = bed.server.pid
+    assert pid is not None
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, most))
+    bed.wait_until(lambda: _refuses(bed), "a refusal")
+    bed.wait(bed.chance.uniform(0, 0.5))
+    if bed.server.pid is None:
+        bed.server.start()
+    else:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+    bed.wait_until(lambda: bed.client.set("disk", "has room"), "a recovery")
+    bed.client.delete("disk")
+
+
+def _refuses(bed: Bed) -> bool:
+    try:
+        bed.client.set("disk", "is full")
+    except redis.ResponseError as error:
+        return "MISCONF" in str(error)
+    except redis.ConnectionError:
+        return bed.server.pid is None
+    return False
+
+
+def flush_scripts(bed: Bed) -> None:
+    """Let the server forget every script."""
+    bed.client.script_flush()
+    bed.wait(bed.chance.uniform(0, 0.1))
+
+
+FAULTS = (
+    Fault("memory", "no memory left (`noeviction`)", fill_memory, times=50),
+    Fault("disk", "no room on the disk for the append-only file", fill_disk, times=20, host=EVERY_SECOND),
+    Fault("read-only", "the primary made a replica, and primary again", demote, times=50),
+    Fault("scripts", "every script flushed", flush_scripts, times=500, quick_times=20),
+)
