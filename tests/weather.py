@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import redis
@@ -54,3 +55,28 @@ def is_busy(client: redis.Redis) -> bool:
     except redis.ResponseError as error:
         return str(error).startswith("BUSY")
     return False
+
+
+@contextmanager
+def full_disk(client: redis.Redis) -> Iterator[str]:
+    """Let no file of the server grow any more; one that syncs always ends when it notices."""
+    if not client.info("persistence")["aof_enabled"]:
+        client.config_set("appendonly", "yes")
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+    pid = int(client.info("server")["process_id"])
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, most))
+    wait_until(lambda: not takes_writes(client))
+    yield "MISCONF"
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_until(lambda: takes_writes(client))
+
+
+def takes_writes(client: redis.Redis) -> bool:
+    """Say whether the server takes a write that leaves nothing behind."""
+    try:
+        client.set("probe", "", px=1)
+    except redis.RedisError:
+        return False
+    return True

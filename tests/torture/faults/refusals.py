@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
-import redis
-
 from tests import weather
 from tests.torture.bed import Bed
 from tests.torture.fault import Fault
@@ -27,29 +23,12 @@ def demote(bed: Bed) -> None:
 
 
 def fill_disk(bed: Bed) -> None:
-    """Let no file of the server grow any more; once it has noticed, let them again, and start it where it has ended."""
-    pid = bed.server.pid
-    assert pid is not None
-    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, most))
-    bed.wait_until(lambda: _refuses(bed), "a refusal")
-    bed.wait(bed.chance.uniform(0, 0.5))
-    if bed.server.pid is None:
-        bed.server.start()
-    else:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
-    bed.wait_until(lambda: bed.client.set("disk", "has room"), "a recovery")
-    bed.client.delete("disk")
-
-
-def _refuses(bed: Bed) -> bool:
-    try:
-        bed.client.set("disk", "is full")
-    except redis.ResponseError as error:
-        return "MISCONF" in str(error)
-    except redis.ConnectionError:
-        return bed.server.pid is None
-    return False
+    """Leave no room on the disk for a while; start the server again where it has ended by that."""
+    with weather.full_disk(bed.client):
+        bed.wait(bed.chance.uniform(0, 0.5))
+        if bed.server.pid is None:
+            bed.server.start()
+    bed.wait(0.3)
 
 
 def flush_scripts(bed: Bed) -> None:
