@@ -6,24 +6,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture import fuzz, soak
 from tests.torture.bed import QUICK
 from tests.torture.fault import Fault, run
 from tests.torture.faults import FAULTS
 
-GROUPS: dict[str, list[Fault]] = {}
-"""Those that strike the same kind of server, one after the other: starting everybody takes longest."""
-for _fault in FAULTS.values():
-    GROUPS.setdefault(f"{_fault.host} {_fault.may_lose}", []).append(_fault)
 
-
-@pytest.mark.parametrize(
-    "faults", [pytest.param(group, id=",".join(one.name for one in group)) for group in GROUPS.values()]
-)
-def test_nothing_is_lost_or_doubled_under(faults: list[Fault], server_binary: Path) -> None:
+def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
-    plan = [fault for fault in faults for _ in range(fault.quick_times)]
+    plan = [fault for fault in soak.STRIKERS for _ in range(fault.quick_times)]
 
-    outcome = run(plan, faults[0].host, server_binary, seed=1, sizes=QUICK)
+    outcome = run(plan, soak.HOST, server_binary, seed=1, sizes=QUICK)
 
     assert outcome.verdict.steps > 0
-    outcome.assert_kept(may_lose=faults[0].may_lose)
+    assert outcome.is_kept(), outcome.summary()
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS.values() if fault.may_lose], ids=lambda fault: fault.name)
+def test_nothing_is_half_done_where_the_server_forgets(fault: Fault, server_binary: Path) -> None:
+    """What the server lost is lost as a whole: counters, status, index and events of what survived agree."""
+    outcome = run([fault] * fault.quick_times, fault.host, server_binary, seed=1, sizes=QUICK)
+
+    assert outcome.verdict.lost != []
+    assert outcome.is_kept(may_lose=True), outcome.summary()
+
+
+def test_hostile_entries_end_in_one_place(server_binary: Path) -> None:
+    """Each of thousands of entries at random ends where it belongs, untouched, whatever type a key holds meanwhile."""
+    outcome = fuzz.run(server_binary, seed=1, entries=QUICK.entries)
+
+    assert outcome.verdict.steps == QUICK.entries
+    assert outcome.is_kept(), outcome.summary()

@@ -41,7 +41,6 @@ class Fault:
     host: Host = Host()
     may_lose: bool = False
     """Whether the server itself may forget what it has acknowledged."""
-    is_in_soak: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,18 @@ class Outcome:
     seconds: int
     verdict: Verdict
 
-    def assert_kept(self, *, may_lose: bool = False) -> None:
-        """Assert what is promised."""
-        assert self.verdict.wrong == []
-        assert may_lose or self.verdict.lost == []
+    def is_kept(self, *, may_lose: bool = False) -> bool:
+        """Say whether what was promised is so."""
+        return not self.verdict.wrong and (may_lose or not self.verdict.lost)
+
+    def summary(self) -> str:
+        """Say it in a line, and what is wrong in some more."""
+        verdict = self.verdict
+        figures = (
+            f"struck {sum(self.struck.values()):,} times in {self.seconds} s; {verdict.steps:,} steps, "
+            f"{verdict.unanswered:,} unanswered; {verdict.ended}; {len(verdict.lost)} lost, {len(verdict.wrong)} wrong"
+        )
+        return "\n  ".join([figures, *verdict.wrong[:10]])
 
 
 def run(plan: Iterable[Fault], host: Host, binary: Path, seed: int, sizes: Sizes) -> Outcome:

@@ -72,7 +72,6 @@ FAULTS = (
         promise=_AGREES,
         host=EVERY_SECOND,
         may_lose=True,
-        is_in_soak=False,
     ),
     Fault(
         "failover",
@@ -82,6 +81,5 @@ FAULTS = (
         promise=_AGREES,
         host=Host(("--repl-diskless-sync-delay", "0")),
         may_lose=True,
-        is_in_soak=False,
     ),
 )
