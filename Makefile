@@ -4,7 +4,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench clean demo lint test
+.PHONY: bench clean demo lint test torture
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -13,6 +13,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
 	$(BIN)/pytest
+
+# Some of it, again as it was: make torture ONLY=kills,soak SEED=7 MINUTES=5
+torture: $(VENV)/.test
+	$(BIN)/python tests/servers.py
+	$(BIN)/python -m tests.torture $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(MINUTES),--minutes $(MINUTES))
 
 # One part, fewer rounds: make bench ONLY=drain ROUNDS=2
 bench: $(VENV)/.bench

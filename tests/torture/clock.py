@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
+
+from tests.servers import NO_COMPILER, find_compiler
 
 _SOURCE = Path(__file__).with_name("clock.c")
 
@@ -14,9 +15,9 @@ class ServerClock:
 
     def __init__(self, folder: Path) -> None:
         library = folder / "clock.so"
-        compiler = shutil.which("gcc") or shutil.which("cc")
+        compiler = find_compiler()
         if compiler is None:
-            raise FileNotFoundError("no C compiler: apt-get install gcc libc6-dev")
+            raise FileNotFoundError(NO_COMPILER)
         subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, _SOURCE, "-ldl"], check=True)
         self._file = folder / "clock.offset"
         self.move(0)

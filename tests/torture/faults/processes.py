@@ -51,6 +51,12 @@ def kill_shop(bed: Bed) -> None:
 FAULTS = (
     Fault("kills", "a worker killed with -9, at random in a drain", kill, times=200),
     Fault("stops", "one to four workers stopped for longer than any time-out, then continued", stop, times=30),
-    Fault("crowds", "twenty workers started at once; half killed with -9, half told to stop", crowd, times=10),
-    Fault("writers", "all eight checkouts killed with -9", kill_shop, times=50),
+    Fault(
+        "crowds",
+        "twenty workers started at once; half killed with -9, half told to stop",
+        crowd,
+        times=10,
+        quick_times=1,
+    ),
+    Fault("writers", "all eight checkouts killed with -9", kill_shop, times=50, quick_times=1),
 )
