@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import Connection, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisError
+from redis.exceptions import AskError, MovedError, RedisError
 from redis.retry import Retry
 
-from expirer.settings import ConfigurationError, Settings
+from expirer.keys import shard_keys, slot_of
+from expirer.locate import Cluster, Sentinels, located, shown
+from expirer.settings import ConfigurationError, Settings, host_ports
 
+_PORT = 6379
 _TIMEOUT_S = 5.0
+_OF_THE_SERVER = ("credential_provider", "db", "password", "username")
+"""Options that do not fit its Sentinels."""
 
 
 class PasswordFile(CredentialProvider):
@@ -32,20 +40,65 @@ class PasswordFile(CredentialProvider):
         return (password,) if self._username is None else (self._username, password)
 
 
-def connect(settings: Settings) -> Redis:
-    """Build a client; it connects at its first command.
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A client for each shard, of the server that serves it; each connects at its first command."""
+
+    shards: tuple[Redis, ...]
+    cluster: Cluster | None = None
+    slots: tuple[int, ...] = ()
+    """In a Cluster, of each shard."""
+
+    @classmethod
+    def one(cls, client: Redis, settings: Settings) -> Self:
+        """Serve every shard by one client."""
+        return cls((client,) * settings.shards)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for client in set(self.shards):
+            client.close()
+
+    def lanes(self) -> list[list[int]]:
+        """Return which shards share a client: one that hangs holds up these, and no others."""
+        lanes: dict[Redis, list[int]] = {}
+        for number, client in enumerate(self.shards):
+            lanes.setdefault(client, []).append(number)
+        return list(lanes.values())
+
+    def each(self) -> dict[str, Redis]:
+        """Return a client of each server that serves a shard, by its address: for what no key tells, such as SCAN.
+
+        Raises:
+            RedisError: no node of the Cluster tells its map.
+
+        """
+        if self.cluster is None:
+            return {"": self.shards[0]}
+        each: dict[str, Redis] = {}
+        for client, slot in zip(self.shards, self.slots, strict=True):
+            each.setdefault(shown(self.cluster.primary(slot)), client)
+        return each
+
+
+def connect_all(settings: Settings) -> Servers:
+    """Build a client for each shard.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and the worker's
-    loop is the retry.
+    loop is the retry. With Sentinels, or in a Cluster, each of its connections looks for the primary.
 
     Raises:
-        ConfigurationError: the URL cannot be used.
+        ConfigurationError: the URL cannot be used, or the names of keys cannot in a Cluster.
 
     """
+    url = settings.redis_url.get_secret_value()
+    start = host_ports(urlsplit(url).netloc, _PORT)
     try:
-        options: dict[str, Any] = dict(
-            parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
-        )
+        options: dict[str, Any] = dict(parse_url(_with_one_host(url)))  # type: ignore[no-untyped-call]
         if settings.redis_password_file is not None:
             options.pop("password", None)
             options["credential_provider"] = PasswordFile(settings.redis_password_file, options.pop("username", None))
@@ -56,26 +109,73 @@ def connect(settings: Settings) -> Redis:
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_timeout": _TIMEOUT_S,
         }
-        pool = ConnectionPool(**{**defaults, **options})
+        if issubclass(options.get("connection_class", Connection), SSLConnection):
+            defaults["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none"
+        options = {**defaults, **options}
+        pool = ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses values that no connection takes
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
-    return Redis(connection_pool=pool)
+    if settings.redis_sentinels:
+        addresses = [address for text in settings.redis_sentinels for address in host_ports(text)]
+        sentinels = Sentinels(settings.redis_sentinel_service, addresses, _of_sentinels(options, settings))
+        return Servers.one(located(sentinels.primary, options), settings)
+    if settings.redis_cluster:
+        cluster = Cluster([(host or "localhost", port) for host, port in start], options)
+        slots = tuple(map(slot_of, shard_keys(settings)))
+        return Servers(tuple(located(partial(cluster.primary, slot), options) for slot in slots), cluster, slots)
+    return Servers.one(Redis(connection_pool=pool), settings)
+
+
+def connect(settings: Settings) -> Redis:
+    """Build the client of the first shard, which is the only one in most inventories; see `connect_all`."""
+    return connect_all(settings).shards[0]
+
+
+def _with_one_host(url: str) -> str:
+    hosts = urlsplit(url).netloc.rpartition("@")[2]
+    return url.replace(hosts, hosts.partition(",")[0], 1) if "," in hosts else url
+
+
+def _of_sentinels(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return how to connect to the Sentinels: as to the server, but with credentials of their own, and no database."""
+    options = {name: value for name, value in options.items() if name not in _OF_THE_SERVER}
+    username = settings.redis_sentinel_username or None
+    if settings.redis_sentinel_password_file is not None:
+        return {**options, "credential_provider": PasswordFile(settings.redis_sentinel_password_file, username)}
+    password = settings.redis_sentinel_password.get_secret_value() or None
+    return {**options, "username": username, "password": password}
 
 
 def location(settings: Settings) -> str:
-    """Return the address without credentials and options."""
+    """Return the address without credentials and options; with Sentinels theirs, and the name of the service."""
+    if settings.redis_sentinels:
+        return f"sentinel://{','.join(settings.redis_sentinels)}/{settings.redis_sentinel_service}"
     url = urlsplit(settings.redis_url.get_secret_value())
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+
+def explain(error: Exception, settings: Settings) -> str:
+    """Return what an error says in words that stand alone, without any secret."""
+    if isinstance(error, AskError):
+        where = f"slot {error.slot_id}", f"{error.host}:{error.port}"
+        if not isinstance(error, MovedError):
+            return "{} is being moved to {}; nothing was done, and the next try looks again".format(*where)
+        if not settings.redis_cluster:
+            return "{} is served by {}: this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true".format(*where)
+        return "{} is served by {} now; nothing was done, and the next try goes there".format(*where)
+    return redact(str(error), settings)
 
 
 def redact(text: str, settings: Settings) -> str:
     """Return the text with every password that the settings know replaced by `***`."""
     url = urlsplit(settings.redis_url.get_secret_value())
     secrets = {unquote(url.password or ""), *parse_qs(url.query).get("password", [])}
-    if settings.redis_password_file is not None:
-        with suppress(OSError):
-            secrets.add(_read_password(settings.redis_password_file))
+    secrets.add(settings.redis_sentinel_password.get_secret_value())
+    for path in (settings.redis_password_file, settings.redis_sentinel_password_file):
+        if path is not None:
+            with suppress(OSError):
+                secrets.add(_read_password(path))
     for secret in {form for known in secrets if known for form in (known, quote(known, safe=""))}:
         text = text.replace(secret, "***")
     return text

@@ -125,7 +125,8 @@ def run(settings: Settings, *, embedded: bool) -> int:
     if not embedded:
         return _run_on(settings)
     with _embedded_redis() as url:
-        return _run_on(settings.model_copy(update={"redis_url": SecretStr(url), "redis_password_file": None}))
+        own = {name: Settings.model_fields[name].get_default() for name in CONNECTION} | {"redis_url": SecretStr(url)}
+        return _run_on(settings.model_copy(update=own))
 
 
 def _run_on(settings: Settings) -> int:
@@ -250,7 +251,10 @@ def _embedded_redis() -> Iterator[str]:
 
 
 def _redis_cli(settings: Settings) -> str:
-    return f"redis-cli -u {location(settings)}"
+    if settings.redis_sentinels:
+        return "redis-cli (of the primary)"
+    where = location(settings).partition(",")[0]
+    return f"redis-cli -c -u {where}" if settings.redis_cluster else f"redis-cli -u {where}"
 
 
 def _say(line: str) -> None:

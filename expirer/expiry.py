@@ -20,7 +20,13 @@ from expirer.times import to_ms, worker_clock
 
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine is suspended, where there is such a clock."""
+_ACK_MS = 500
+"""How long a batch waits for its replicas; they answer at once, and a stop is promised within a second."""
 _MOVED = "the control key changed; nothing was done"
+
+
+class ReplicasLagError(RedisError):
+    """Say that a batch is committed on the primary, and that too few replicas have acknowledged it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Batch:
     overdue: int
     """Left in the index."""
     pause: Pause | None
+    lag: ReplicasLagError | None
+    """Why the batch does not count as done, though it is committed; None: it does."""
     _expired: list[bytes]
     _skipped: list[bytes]
     _rescheduled: list[bytes]
@@ -169,6 +177,8 @@ class Expiry:
             keys.ticks,
         )
         self._ended = tuple(word.encode().lower() for word in settings.status_ended)  # as Lua does: ASCII letters only
+        self._replicas = settings.min_replicas_ack
+        self._wait = (("WAIT", self._replicas, _ACK_MS),) if self._replicas else ()
         self._brake_above = settings.brake_above
         self._max_rate = settings.max_rate
         self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
@@ -232,29 +242,29 @@ class Expiry:
 
     def preview(self) -> Batch:
         """Return what the next batch would do, pause or not, by the same script with its writes off; RedisError."""
-        return _batch(self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True)), None)
+        return _batch(self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True)), None, None)
 
     def _expire_batch(self, connection: Any, sent: _Sent | None, *, go_on: bool) -> Batch:  # noqa: ANN401  # see _Sent
         sent = sent or self._send(connection)
-        reply, row = self._receive(sent)
+        reply, lag, row = self._receive(sent)
         if isinstance(reply, NoScriptError):
             wire.ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
             sent = self._send(connection)
-            reply, row = self._receive(sent)
+            reply, lag, row = self._receive(sent)
         if isinstance(reply, Exception):
             raise reply
         self._note_skew(float(reply[0]))
         overdue, held = int(reply[2]), reply[7]
         if held != b"clock":
             self._believed = float(reply[0]), time.clock_gettime(_ELAPSED)
-        if go_on and overdue and sent.pause is None and not held:
+        if go_on and overdue and sent.pause is None and not held and lag is None:
             try:
                 self._sent = self._send(connection, row, is_ahead=overdue > self._batch_size)
             except (RedisError, OSError):
                 connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
         elif row is not None:
             connection.disconnect()  # with it goes a WATCH that nobody needs
-        return _batch(reply, sent.pause)
+        return _batch(reply, sent.pause, lag)
 
     def _send(
         self,
@@ -270,7 +280,8 @@ class Expiry:
             self._note_skew(self._clock_ms(connection))
         limits = (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate)
         evalsha = self.command(self._batch_size if pause is None else 0, limits)
-        wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
+        ahead = (*self._wait, *self._watch) if is_ahead else ()
+        wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *ahead)
         return _Sent(connection, pause, is_ahead)
 
     def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
@@ -283,13 +294,34 @@ class Expiry:
         now_ms = "" if self._now_ms is None else self._now_ms()
         return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout, self._about, *self._ended)
 
-    def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
-        """Return the script's reply or its error, and the control key where it was read ahead."""
-        wire.read(sent.connection, 2)
-        results = wire.read(sent.connection)
+    def _receive(self, sent: _Sent) -> tuple[Any, ReplicasLagError | None, list[bytes | None] | None]:
+        """Return the script's reply or its error, the replicas' lag, and the control key where it was read ahead."""
+        connection = sent.connection
+        wire.read(connection, 2)
+        results = wire.read(connection)
         if results is None:
             raise WatchError(_MOVED)
-        return results[0], wire.read(sent.connection, len(self._watch)) if sent.is_ahead else None
+        lag = self._lag(sent, results[0]) if self._wait else None
+        if lag is not None:
+            connection.disconnect()
+            return results[0], lag, None
+        return results[0], None, wire.read(connection, len(self._watch)) if sent.is_ahead else None
+
+    def _lag(self, sent: _Sent, reply: Any) -> ReplicasLagError | None:  # noqa: ANN401  # see _batch
+        """Return why a batch that is committed does not count as done; one that did nothing waits for nobody."""
+        acks = wanted = self._replicas
+        try:
+            if sent.is_ahead:
+                acks = wire.read(sent.connection)
+            elif isinstance(reply, list) and any(reply[3:7]):
+                acks = wire.ask(sent.connection, *self._wait)
+        except (RedisError, OSError) as error:
+            finding = f"nothing is known of its replicas ({error})"
+        else:
+            if acks >= wanted:
+                return None
+            finding = f"{acks} of {wanted} replicas acknowledged it within {_ACK_MS} ms"
+        return ReplicasLagError(f"the batch is committed on the primary, but {finding}: a failover now would forget it")
 
     def _lasts(self, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401  # see _Sent
         return pause is not None and (pause.until is None or self._clock_ms(connection) < pause.until)
@@ -322,8 +354,8 @@ class _Sent:
     is_ahead: bool
 
 
-def _batch(reply: Any, pause: Pause | None) -> Batch:  # noqa: ANN401  # what the header of expire.lua says
-    return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, int(reply[2]), pause, *reply[3:])
+def _batch(reply: Any, pause: Pause | None, lag: ReplicasLagError | None) -> Batch:  # noqa: ANN401  # what the header of expire.lua says
+    return Batch(float(reply[0]), int(reply[1]) if reply[1] else None, int(reply[2]), pause, lag, *reply[3:])
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from expirer.settings import Settings
+
 _LEAST_VERSION = (6, 2)
 _FULL = 0.9
 
@@ -20,7 +22,7 @@ class Remark:
     way_out: str = ""
 
 
-def remarks(info: Mapping[str, object]) -> Iterator[Remark]:
+def remarks(info: Mapping[str, object], settings: Settings) -> Iterator[Remark]:
     """Yield a remark on each thing that this INFO tells of; what a host hides is passed over."""
     if "redis_version" in info:
         yield _version(info)
@@ -36,8 +38,17 @@ def remarks(info: Mapping[str, object]) -> Iterator[Remark]:
         finding = f"{used / most:.0%} of maxmemory in use"
         way_out = "raise maxmemory: a full server refuses every expiry"
         yield Remark("warning", "memory", finding, way_out) if used > _FULL * most else Remark("ok", "memory", finding)
-    if info.get("cluster_enabled"):
-        yield Remark("failure", "cluster", "a Redis Cluster", "expirer follows no redirection: give it one primary")
+    if settings.min_replicas_ack and "connected_slaves" in info:
+        yield _replicas(info, settings.min_replicas_ack)
+    if info.get("cluster_enabled") and not settings.redis_cluster:
+        yield Remark("failure", "cluster", "a Redis Cluster", "set EXPIRER_REDIS_CLUSTER=true")
+
+
+def _replicas(info: Mapping[str, object], wanted: int) -> Remark:
+    finding = f"{info['connected_slaves']} connected, EXPIRER_MIN_REPLICAS_ACK wants {wanted}"
+    if int(str(info["connected_slaves"])) < wanted:
+        return Remark("failure", "replicas", finding, "add replicas: no batch would be acknowledged")
+    return Remark("ok", "replicas", finding)
 
 
 def _version(info: Mapping[str, object]) -> Remark:

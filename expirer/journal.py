@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 import expirer
-from expirer.connect import location, redact
+from expirer.connect import explain, location
 from expirer.control import BRAKE, Pause
 from expirer.expiry import Batch, Tick
 from expirer.host import remarks
@@ -34,10 +34,10 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
     )
 
 
-def warn_of_host(log: FilteringBoundLogger, client: Redis) -> None:
+def warn_of_host(log: FilteringBoundLogger, client: Redis, settings: Settings) -> None:
     """Warn of what makes a server unfit, as far as one INFO tells."""
     with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
-        for remark in remarks(cast("dict[str, object]", client.info())):
+        for remark in remarks(cast("dict[str, object]", client.info()), settings):
             if remark.level != "ok":
                 log.warning("host_risk", what=remark.what, finding=remark.finding, advice=remark.way_out)
 
@@ -102,7 +102,7 @@ class ShardJournal:
         self._log.error(
             "processing_error",
             error=type(error).__name__,
-            message=redact(str(error), self._settings),
+            message=explain(error, self._settings),
             retry_in_ms=round(retry_s * 1000),
             exc_info=error if not isinstance(error, RedisError | OSError) else None,
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 
-from expirer.settings import ConfigurationError, Settings
+from redis.crc import key_slot
+
+from expirer.settings import ConfigurationError, Settings, variable
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,33 @@ def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
         (name, _), *_ = names.most_common(1)
         raise ConfigurationError([f"{name!r} is the name of two keys or prefixes: every key has one of its own"])
     return (keys,)
+
+
+def slot_of(keys: ShardKeys) -> int:
+    """Return the slot of a Redis Cluster in which all keys of a shard live.
+
+    Raises:
+        ConfigurationError: they do not share one; only custom names can do that.
+
+    """
+    slot = key_slot(keys.control.encode())
+    way_out = (
+        f"in a Redis Cluster all keys of a shard need the hash tag {keys.control.removesuffix(':control')},"
+        " which EXPIRER_NAMESPACE sets"
+    )
+    problems = []
+    for setting, name in (("index_key", keys.index), ("events_key", keys.events)):
+        if key_slot(name.encode()) != slot:
+            problems.append(f"{variable(setting)}={name} lives in another slot than {keys.control}; {way_out}")
+    for setting, prefix in (("reservation_prefix", keys.reservation_prefix), ("stock_prefix", keys.stock_prefix)):
+        # A tag that the prefix does not close is closed by an id, or by none: each key would have a slot of its own.
+        if not re.match(r"[^{]*\{[^}]+\}", prefix) or key_slot(prefix.encode()) != slot:
+            problems.append(
+                f"{variable(setting)}={prefix} puts its keys into other slots than {keys.control}; {way_out}"
+            )
+    if problems:
+        raise ConfigurationError(problems)
+    return slot
 
 
 def shard_of(product_id: str | bytes, shards: int) -> int:

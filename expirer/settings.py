@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,7 +34,8 @@ _SERVICE_LINK = re.compile(
 )
 
 _URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
-_TLS_URL_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
+_TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_TLS_URL_OPTIONS = _TLS_FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
 
 
 class ConfigurationError(Exception):
@@ -68,6 +70,20 @@ class Settings(BaseSettings):
         description="redis://, rediss:// or unix:// address; also read from REDIS_URL",
     )
     redis_password_file: Path | None = Field(None, description="file that holds the password, such as a mounted secret")
+    redis_cluster: bool = Field(
+        False,  # noqa: FBT003  # pydantic takes the default first
+        description="true: the address is a node of a Redis Cluster, or several with commas between them",
+    )
+    redis_sentinels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (), description="host:port of each Sentinel, comma-separated; they name the primary, in place of the address"
+    )
+    redis_sentinel_service: str = Field("mymaster", min_length=1, description="what the Sentinels call the primary")
+    redis_sentinel_username: str = Field("", description="user name for the Sentinels themselves")
+    redis_sentinel_password: SecretStr = Field(SecretStr(""), description="password for the Sentinels themselves")
+    redis_sentinel_password_file: Path | None = Field(None, description="file that holds it")
+    min_replicas_ack: int = Field(
+        0, ge=0, le=100, description="replicas that must acknowledge each batch before it counts as done; 0: none"
+    )
     namespace: str = Field("inventory", description="hash tag of every key")
     shards: int = Field(1, ge=1, le=1024, description="hash tags to spread over")
     interval: Duration = Field(
@@ -172,7 +188,7 @@ class Settings(BaseSettings):
             raise ValueError("needs percent-encoding in its password: / is %2F, ? is %3F, # is %23, @ is %40")
         try:
             parts = urlsplit(text)
-            _ = parts.port
+            _ = [port for _, port in host_ports(parts.netloc, 6379)]
         except ValueError:
             raise ValueError("has an invalid host or port") from None
         if scheme == "unix" and not parts.path:
@@ -184,9 +200,25 @@ class Settings(BaseSettings):
         if unknown:
             known = sorted(_URL_OPTIONS) + sorted(_TLS_URL_OPTIONS)
             raise ValueError(f"has an option that is not known here; known are {', '.join(known)} (ssl_… with rediss)")
+        for option in _TLS_FILES & options:
+            try:
+                Path(parse_qs(parts.query)[option][0]).read_bytes()
+            except (LookupError, OSError) as error:
+                why = getattr(error, "strerror", None) or "it names none"
+                raise ValueError(f"has an {option} that cannot be read: {why}") from None
         return url
 
-    @field_validator("redis_password_file")
+    @field_validator("redis_sentinels")
+    @classmethod
+    def _check_redis_sentinels(cls, sentinels: tuple[str, ...]) -> tuple[str, ...]:
+        for sentinel in sentinels:
+            with suppress(ValueError):
+                if all(map(all, host_ports(sentinel))):  # each with a host and a port
+                    continue
+            raise ValueError(f"{sentinel!r} is not host:port, as sentinel-1:26379 is")
+        return sentinels
+
+    @field_validator("redis_password_file", "redis_sentinel_password_file")
     @classmethod
     def _check_redis_password_file(cls, path: Path | None) -> Path | None:
         if path is None or path == Path():  # unset, or empty
@@ -213,6 +245,7 @@ class Settings(BaseSettings):
                 f"EXPIRER_RESOLUTION ({self.resolution.total_seconds():g}s) is longer than"
                 f" EXPIRER_INTERVAL ({self.interval.total_seconds():g}s)"
             )
+        self._check_topology()
         custom = [name for name in _KEY_SETTINGS if getattr(self, name) is not None]
         if self.shards > 1 and custom:
             raise ValueError(
@@ -244,6 +277,17 @@ class Settings(BaseSettings):
         self._refuse_repetition(words)
         return self
 
+    def _check_topology(self) -> None:
+        url = urlsplit(self.redis_url.get_secret_value())
+        if self.redis_cluster and self.redis_sentinels:
+            raise ValueError("EXPIRER_REDIS_CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other: a Cluster has none")
+        if url.scheme == "unix" and (self.redis_cluster or self.redis_sentinels):
+            raise ValueError("EXPIRER_REDIS_URL is a socket of this machine: a Cluster and Sentinels need redis://…")
+        if self.redis_cluster and (url.path.strip("/0") or parse_qs(url.query).get("db", ["0"]) != ["0"]):
+            raise ValueError("EXPIRER_REDIS_URL names a database: a Cluster has only 0")
+        if len(host_ports(url.netloc)) > 1 and not self.redis_cluster:
+            raise ValueError("EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need")
+
     @staticmethod
     def _refuse_repetition(values: Mapping[str, str]) -> None:
         seen: dict[str, str] = {}
@@ -263,7 +307,7 @@ class Settings(BaseSettings):
         return any(getattr(self, name) != type(self).model_fields[name].default for name in LAYOUT)
 
 
-CONNECTION = ("redis_url", "redis_password_file")
+CONNECTION = tuple(name for name in Settings.model_fields if name.startswith("redis_"))
 _KEY_SETTINGS = ("index_key", "reservation_prefix", "stock_prefix", "events_key")
 _RESERVATION_FIELDS = (
     "field_order_id",
@@ -284,6 +328,12 @@ LAYOUT = (
 )
 
 
+def host_ports(netloc: str, default_port: int = 0) -> list[tuple[str, int]]:
+    """Read `host:port` of each, comma-separated, whatever credentials stand before; ValueError where one is neither."""
+    hosts = [urlsplit(f"//{text}") for text in netloc.rpartition("@")[2].split(",")]
+    return [(host.hostname or "", default_port if host.port is None else host.port) for host in hosts]
+
+
 def variable(name: str) -> str:
     """Return the environment variable of a setting."""
     return PREFIX + name.upper()
@@ -301,6 +351,8 @@ def default_text(name: str) -> str:
         return f"{round(ms / 1000 / UNITS_S[unit])}{unit}" if ms else "0s"
     if isinstance(default, SecretStr):
         return default.get_secret_value()
+    if isinstance(default, bool):
+        return str(default).lower()
     return ",".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
 
 

@@ -1,4 +1,4 @@
-"""The process of `expirer run`: a worker on a thread of its own, and the signals that stop it."""
+"""The process of `expirer run`: a crew on a thread of its own, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 from queue import SimpleQueue
 from types import FrameType
 
-from expirer.connect import connect
+from expirer.connect import connect_all
+from expirer.crew import Crew
 from expirer.logs import build_logger
 from expirer.settings import Settings
-from expirer.worker import Worker
 
 _STOP_DEADLINE_S, _FAREWELL_S = 0.75, 0.1
 """Together less than the second in which a stop is promised."""
@@ -20,20 +20,20 @@ _STOP_DEADLINE_S, _FAREWELL_S = 0.75, 0.1
 def run(settings: Settings) -> int:
     """Work until SIGTERM or SIGINT, then end within a second; return the exit code."""
     log = build_logger(settings)
-    worker = Worker(connect(settings), settings, log)
+    crew = Crew(connect_all(settings), settings, log)
     code = 1
     news: SimpleQueue[None] = SimpleQueue()
 
     def work() -> None:
         nonlocal code
         try:
-            worker.run()
+            crew.run()
             code = 0
         finally:
             news.put(None)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        worker.stop()
+        crew.stop()
         news.put(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,7 +46,7 @@ def run(settings: Settings) -> int:
     if not thread.is_alive():
         return code
     error = "no answer in time; the batch under way is whole, or not done"
-    farewell = threading.Thread(target=lambda: log.warning("job_stopped", worker=worker.id, error=error), daemon=True)
+    farewell = threading.Thread(target=lambda: log.warning("job_stopped", worker=crew.id, error=error), daemon=True)
     farewell.start()
     farewell.join(_FAREWELL_S)
     os._exit(0)  # an ordinary exit would wait for the lock of a log that nobody reads
@@ -54,5 +54,5 @@ def run(settings: Settings) -> int:
 
 def run_once(settings: Settings) -> int:
     """Tick once; return the exit code: 1 where anything stood in the way."""
-    done = Worker(connect(settings), settings, build_logger(settings)).run_once()
+    done = Crew(connect_all(settings), settings, build_logger(settings)).run_once()
     return 1 if done.errors or done.conflicts else 0

@@ -135,7 +135,7 @@ def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
     from expirer import demo  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
-    return demo.run(load(flags), embedded="redis_url" not in flags)
+    return demo.run(load(flags), embedded=not {"redis_url", "redis_sentinels"} & flags.keys())
 
 
 def _duration(text: str) -> timedelta:

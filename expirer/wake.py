@@ -11,7 +11,8 @@ from redis import Redis
 from expirer.keys import ShardKeys
 
 _RECONNECT_S = 5.0
-_LISTEN_S = 60.0
+_SILENCE_S = 10.0
+"""Then the server is asked whether it still is there: one that vanished closes no connection."""
 
 
 class WakeListener:
@@ -55,11 +56,17 @@ class WakeListener:
     def _listen(self) -> None:
         with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(*self._ticks, *self._wakes)
+            is_asked = False
             while not self._stopped.is_set():
                 # With a time-out of its own: before redis-py 8.0.1 listen() ends with the socket's.
-                message = pubsub.get_message(timeout=_LISTEN_S)
+                message = pubsub.get_message(timeout=_SILENCE_S)
                 if message is None:
+                    if is_asked:
+                        return
+                    pubsub.subscribe(next(iter(self._ticks)))  # needs no right but what it has; it is no news
+                    is_asked = True
                     continue
+                is_asked = False
                 channel, data = message["channel"], message["data"] if message["type"] == "message" else b""
                 if channel in self._wakes:
                     self._wake(self._wakes[channel], data)

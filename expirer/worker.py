@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -73,55 +73,74 @@ class _Shard:
         self.news_lock = threading.Lock()
 
 
+def new_id() -> str:
+    """Name a worker: its machine, its process, and what tells it from its namesakes."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+
+
 class Worker:
     """Expires what is due on every shard, again and again.
 
     Args:
         now_ms: the clock, Unix ms; None obeys `settings.clock`.
+        id_: its name; None: one of its own.
+        numbers: the shards it works on; None: all.
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what tells one worker of a crew from another is named
         self,
         client: Redis,
         settings: Settings,
         log: FilteringBoundLogger,
         now_ms: Callable[[], float] | None = None,
+        *,
+        id_: str | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        self.id = new_id() if id_ is None else id_
         self._client = client
         self._settings = settings
         self._interval_s = settings.interval.total_seconds()
         self._resolution_s = settings.resolution.total_seconds()
         self._log = log.bind(worker=self.id)
-        self._keys = shard_keys(settings)
+        keys_of = shard_keys(settings)
+        numbers = range(len(keys_of)) if numbers is None else numbers
+        self._keys = [keys_of[number] for number in numbers]
         self._shards = [
             _Shard(
                 number,
                 Expiry(client, settings, keys, self.id, now_ms),
                 ShardJournal(self._log.bind(shard=number), settings),
             )
-            for number, keys in enumerate(self._keys)
+            for number, keys in zip(numbers, self._keys, strict=True)
         ]
         self._signals: SimpleQueue[int] = SimpleQueue()
         self._is_stopping = False
+        self._done = Tick()
 
     def run(self) -> None:
-        """Tick until stopped; no error of Redis ends it."""
+        """Tick until stopped, and say so at the start and at the end; no error of Redis ends it."""
         self._tell_start()
-        done = Tick()
+        try:
+            self.work()
+        finally:
+            log_stop(self._log, self._done)
+
+    def work(self) -> Tick:
+        """Tick until stopped; return what was done."""
         listener = WakeListener(self._client, self._keys, self._wake, self._hear)
         listener.start()
         try:
             while not self._is_stopping:
                 now = time.monotonic()
-                done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
+                self._done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
                 self._sleep()
             while draining := [shard for shard in self._shards if shard.drain is not None]:
-                done += self._advance_all(draining)
+                self._done += self._advance_all(draining)
         finally:
             listener.stop()
-            log_stop(self._log, done)
+        return self._done
 
     def run_once(self) -> Tick:
         """Tick once, with the first and the last line that `run` would log."""
@@ -132,7 +151,7 @@ class Worker:
 
     def _tell_start(self) -> None:
         log_start(self._log, self._settings, self._keys[0])
-        warn_of_host(self._log, self._client)
+        warn_of_host(self._log, self._client, self._settings)
 
     def stop(self) -> None:
         """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
@@ -156,7 +175,7 @@ class Worker:
             shard.drain, shard.drain_began_at = Tick(), time.monotonic()
         try:
             batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
-            if shard.failures:
+            if shard.failures and batch.lag is None:
                 shard.journal.tell_recovery(batch, shard.failures, time.monotonic() - shard.failed_at)
                 shard.failures = 0
             shard.journal.tell_batch(batch, is_first=shard.drain == Tick())
@@ -164,6 +183,8 @@ class Worker:
             if batch.held in ("brake", "clock"):
                 shard.expiry.pull_brake(shard.journal.tell_brake(batch))
                 return self._end_drain(shard, errors=1)
+            if batch.lag is not None:
+                raise batch.lag  # noqa: TRY301  # from here on it is an error like any other
         except WatchError:
             shard.journal.tell_conflict()
             return self._end_drain(shard, conflicts=1)

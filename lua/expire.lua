@@ -121,6 +121,13 @@ local function check_right(key)
   if not is_free and not may_write(key) then forbidden = key end
 end
 
+-- While a Redis Cluster moves a slot, its old node refuses every key that is not there, one of ours that a
+-- write has just emptied too: the script would fail half way. So nothing is done until the move is over.
+local nobody = pcall('EXISTS', reservation_prefix .. '\0')
+if type(nobody) == 'table' and nobody.err:find('non local', 1, true) then
+  return redis.error_reply('TRYAGAIN the slot of this shard is being moved to another node; nothing was done')
+end
+
 for key, kind in pairs({
   [index] = 'zset', [events] = 'stream', [quarantine] = 'hash', [stats] = 'hash', [workers] = 'zset', [about] = 'hash',
 }) do

@@ -15,6 +15,7 @@ from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
 from expirer import cli
+from expirer.connect import Servers
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.inventory import NOW, Inventory
@@ -97,7 +98,7 @@ Operate = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
-    monkeypatch.setattr("expirer.operate.server.connect", lambda _: client)
+    monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.one(client, settings))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

@@ -55,15 +55,29 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for)."""
+    """One redis-server process in a folder of its own, on a unix socket (and a TCP port where asked for).
+
+    Args:
+        options: as on its command line.
+        sentinel: its configuration file, where it is a Sentinel.
+        environment: what it has besides ours.
+
+    """
 
     def __init__(
-        self, binary: Path, folder: Path, *options: str, port: int = 0, environment: Mapping[str, str] | None = None
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        sentinel: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._environment = {**os.environ, **(environment or {})}
         self._binary = binary
         self.folder = folder
-        self._options = options
+        self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
+        self._configuration = (sentinel,) if sentinel else ()
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -72,8 +86,8 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
-            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket,
-            "--dir", self.folder, "--save", "", "--logfile", self.folder / "redis.log",
+            self._binary, *self._configuration, "--port", str(self.port), "--bind", "127.0.0.1",
+            "--unixsocket", self.socket, "--dir", self.folder, "--logfile", self.folder / "redis.log",
             *self._options,
         ]  # fmt: skip
         # Python ignores SIGXFSZ, and so shall the server: a file that may not grow is then a full disk to it.
@@ -97,6 +111,16 @@ class RedisServer:
         """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def resume(self) -> None:
+        """Let a process that was stopped go on."""
+        if self._process is not None:
+            self._process.send_signal(signals.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process is not None
 
     def stop(self, number: signals.Signals = signals.SIGKILL) -> None:
         """End the process and wait for it."""

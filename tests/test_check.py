@@ -11,6 +11,7 @@ import redis
 
 from expirer import cli
 from expirer.keys import ShardKeys
+from expirer.settings import Settings
 from expirer.times import worker_clock
 from tests.conftest import Operate
 from tests.inventory import Inventory, contents
@@ -311,13 +312,13 @@ def test_an_old_server_and_a_cluster_are_failures() -> None:
 
     levels = {
         remark.what: remark.level
-        for remark in remarks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"})
+        for remark in remarks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
     }
 
     assert levels == {"version": "failure", "cluster": "failure", "role": "ok"}
-    assert [remark.finding for remark in remarks({"redis_version": "7.2.4", "valkey_version": "9.1.0"})] == [
-        "Valkey 9.1.0"
-    ]
+    assert [
+        remark.finding for remark in remarks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
+    ] == ["Valkey 9.1.0"]
 
 
 def test_without_redis_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

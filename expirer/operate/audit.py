@@ -11,10 +11,10 @@ from contextlib import closing
 from functools import partial
 from typing import Any, TextIO
 
-from redis import Redis
 from redis.exceptions import WatchError
 from tqdm import tqdm
 
+from expirer.connect import Servers
 from expirer.logs import build_logger
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
 from expirer.operate.server import redis_or_say, server_now
@@ -32,7 +32,7 @@ _OPERATIONS = 10_000
 
 def audit(settings: Settings, product_id: str | None, *, as_json: bool) -> int:
     """Print what is wrong; return 1 where something is, else 0."""
-    with redis_or_say(settings) as client, closing(_Audit(client, settings, product_id)) as audit_:
+    with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
         findings = 0
         for finding in audit_.findings():
             findings += 1
@@ -44,7 +44,7 @@ def audit(settings: Settings, product_id: str | None, *, as_json: bool) -> int:
 
 def repair(settings: Settings, product_id: str | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
     """Print what is wrong and what would mend it, then mend it; return 1 where something stays as it is."""
-    with redis_or_say(settings) as client, closing(_Audit(client, settings, product_id)) as audit_:
+    with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
         findings = list(audit_.findings())
         for finding in findings:
             sys.stdout.write(f"{_line(finding)}\n  {finding.plan or 'left as it is: what is right cannot be known'}\n")
@@ -64,11 +64,11 @@ def repair(settings: Settings, product_id: str | None, *, is_sure: bool, answers
 class _Audit:
     """One pass over an inventory."""
 
-    def __init__(self, client: Redis, settings: Settings, product_id: str | None) -> None:
-        self._client = client
+    def __init__(self, servers: Servers, settings: Settings, product_id: str | None) -> None:
+        self._servers = servers
         self._settings = settings
         wanted = None if product_id is None else product_id.encode(errors="surrogateescape")
-        self._survey = Survey(client, settings, wanted)
+        self._survey = Survey(servers, settings, wanted)
         self._log = build_logger(settings)
         self._by = who()
         self._products = 0
@@ -118,7 +118,7 @@ class _Audit:
         )
 
     def _suspect(self) -> list[tuple[int, bytes]]:
-        size: Any = self._client.dbsize()
+        size = self._survey.size()
         suspects: dict[tuple[int, bytes], None] = {}
         with tqdm(total=size, desc="reservations", unit=" keys", unit_scale=True, disable=None, leave=False) as bar:
             for number, row in self._survey.walk(bar.update):
@@ -136,10 +136,10 @@ class _Audit:
 
     def _judge(self, number: int, id_: bytes) -> Finding | None:
         (row,) = self._survey.examine(number, [id_])
-        return judge(self._settings, number, row, server_now(self._client, self._settings))
+        return judge(self._settings, number, row, server_now(self._servers.shards[number], self._settings))
 
     def _count_products(self) -> Iterator[Finding]:
-        size: Any = self._client.dbsize()
+        size = self._survey.size()
         suspects = []
         with tqdm(total=size, desc="products", unit=" keys", unit_scale=True, disable=None, leave=False) as bar:
             for number, product_id in self._survey.products(bar.update):
@@ -166,7 +166,7 @@ class _Audit:
     def _mend_reservation(self, finding: Finding) -> str:
         keys = self._survey.shards[finding.shard]
         reservation: Any = keys.reservation_prefix.encode() + finding.id
-        with self._client.pipeline() as transaction:
+        with self._servers.shards[finding.shard].pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(reservation, keys.quarantine)
             current = self._judge(finding.shard, finding.id)
@@ -250,7 +250,7 @@ class _Recount:
             WatchError: they were written meanwhile; nothing was done.
 
         """
-        with self._survey.client.pipeline() as pipe:
+        with self._survey.servers.shards[self._number].pipeline() as pipe:
             count = self._watch(pipe)
             pipe.multi()
             act(pipe, count)

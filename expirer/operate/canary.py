@@ -36,14 +36,14 @@ _RECENT = 1000
 def canary(settings: Settings, *, as_json: bool) -> int:
     """Print how late each hold came back; return 0 where all did, else 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with redis_or_say(settings) as client:
-        shards = shard_keys(settings)
-        for number, keys in enumerate(shards):
+    with redis_or_say(settings) as servers:
+        shards = list(enumerate(zip(servers.shards, shard_keys(settings), strict=True)))
+        for number, (client, keys) in shards:
             obstacle = _obstacle(client, settings, keys)
             if obstacle:
                 sys.stderr.write(f"expirer: shard {number}: {obstacle}; no hold was made\n")
                 return 1
-        canaries = [_Canary(client, settings, number, keys) for number, keys in enumerate(shards)]
+        canaries = [_Canary(client, settings, number, keys) for number, (client, keys) in shards]
         try:
             return _fly(settings, canaries, as_json=as_json)
         finally:

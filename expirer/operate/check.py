@@ -17,10 +17,11 @@ from redis.crc import key_slot
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from expirer import control, scripts
-from expirer.connect import location, redact
+from expirer.connect import Servers, location, redact
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
 from expirer.keys import ShardKeys, shard_keys
+from expirer.locate import shown as shown_address
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import shown
@@ -46,14 +47,14 @@ _OF_THE_SCRIPT = ("index", "events", "quarantine", "stats", "workers", "about")
 _UNSEEN = ("field_order_id", "field_status", "field_expires_at")
 """Fields under a wrong name that no outcome tells of: their absence is legal."""
 
-_Step = Callable[[Redis, Settings, Sequence[ShardKeys]], Iterator[Remark]]
+_Step = Callable[[Servers, Settings, Sequence[ShardKeys]], Iterator[Remark]]
 
 
 def check(settings: Settings, *, as_json: bool) -> int:
     """Print a line on each thing that matters; return 1 where one is a failure."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         levels: Counter[str] = Counter()
-        for remark in _remarks(client, settings):
+        for remark in _remarks(servers, settings):
             levels[remark.level] += 1
             finding = shown(redact(remark.finding, settings))
             if as_json:
@@ -66,7 +67,7 @@ def check(settings: Settings, *, as_json: bool) -> int:
     return 1
 
 
-def _remarks(client: Redis, settings: Settings) -> Iterator[Remark]:
+def _remarks(servers: Servers, settings: Settings) -> Iterator[Remark]:
     steps: dict[str, _Step] = {
         "connection": _connection,
         "server": _server,
@@ -80,7 +81,7 @@ def _remarks(client: Redis, settings: Settings) -> Iterator[Remark]:
     shards = shard_keys(settings)
     for what, step in steps.items():
         try:
-            yield from step(client, settings, shards)
+            yield from step(servers, settings, shards)
         except ResponseError as error:
             yield Remark("failure", what, _said(error), _way_out(error))
 
@@ -105,7 +106,8 @@ def _way_out(error: ResponseError) -> str:
     return "grant what the README lists under Container, server and rights"
 
 
-def _connection(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    client = servers.shards[0]
     client.exists(shards[0].control)
     began_at = perf_counter()
     client.exists(shards[0].control)
@@ -113,13 +115,23 @@ def _connection(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) 
     yield Remark("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
 
 
-def _server(client: Redis, _settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _server(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    for address, client in servers.each().items():
+        yield from (_at(address, remark) for remark in _about_server(client, settings))
+
+
+def _at(address: str, remark: Remark) -> Remark:
+    """Name the server where there are several."""
+    return replace(remark, finding=f"{address}: {remark.finding}") if address else remark
+
+
+def _about_server(client: Redis, settings: Settings) -> Iterator[Remark]:
     try:
         info: Any = client.info()
     except ResponseError:
         yield Remark("ok", "server", "it hides INFO, so version, role, memory and persistence were not looked at")
         return
-    yield from remarks(info)
+    yield from remarks(info, settings)
     if "aof_enabled" in info:
         yield _persistence(client, info)
 
@@ -139,37 +151,39 @@ def _persistence(client: Redis, info: dict[str, Any]) -> Remark:
     return Remark("warning", "persistence", "none", "a restart forgets every reservation: set appendonly yes")
 
 
-def _clock(client: Redis, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _clock(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    for address, client in servers.each().items():
+        yield _at(address, _about_clock(client, settings))
+
+
+def _about_clock(client: Redis, settings: Settings) -> Remark:
     before = worker_clock()
     try:
         seconds, microseconds = client.time()
     except ResponseError as error:
         if settings.clock == "worker":
-            yield Remark("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
-        else:
-            yield Remark("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
-        return
+            return Remark("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
+        return Remark("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
     skew_ms = round(seconds * 1000 + microseconds / 1000 - (before + worker_clock()) / 2)
     finding = f"the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine"
     if abs(skew_ms) <= _LARGEST_SKEW_MS:
-        yield Remark("ok", "clock", finding)
-    elif settings.clock == "worker":
-        yield Remark("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
-    else:
-        yield Remark(
-            "warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong"
-        )
+        return Remark("ok", "clock", finding)
+    if settings.clock == "worker":
+        return Remark("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
+    return Remark("warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong")
 
 
-def _keys(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    names = [(getattr(keys, name), wanted) for keys in shards for name, wanted in _TYPES.items()]
-    with client.pipeline(transaction=False) as pipe:
-        for name, _ in names:
-            pipe.type(name)
-        types = pipe.execute()
+def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     wrong = False
-    for (name, wanted), found in zip(names, map(readable, types), strict=True):
-        if found not in (wanted, "none"):
+    for client, keys in zip(servers.shards, shards, strict=True):
+        names = [(getattr(keys, name), wanted) for name, wanted in _TYPES.items()]
+        with client.pipeline(transaction=False) as pipe:
+            for name, _ in names:
+                pipe.type(name)
+            types = pipe.execute()
+        for (name, wanted), found in zip(names, map(readable, types), strict=True):
+            if found in (wanted, "none"):
+                continue
             wrong = True
             finding = f"{name} holds a {found} where a {wanted} belongs"
             way_out = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
@@ -178,17 +192,24 @@ def _keys(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> It
         yield Remark("ok", "keys", "each is free, or of its type")
 
 
-def _slots(_client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    if all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
+def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+    if servers.cluster is not None:
+        served = Counter(shown_address(servers.cluster.primary(slot)) for slot in servers.slots)
+        each = ", ".join(f"{count:,} on {address}" for address, count in served.most_common())
+        yield Remark("ok", "slots", f"all keys of a shard share one; shards: {each}")
+    elif all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
         yield Remark("ok", "slots", "all keys of a shard share one")
     else:
         yield Remark("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster minds")
 
 
-def _rights(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
-    client.script_load(scripts.load("expire").text)
-    for number, keys in enumerate(shards):
+    for client in servers.each().values():
+        client.script_load(scripts.load("expire").text)
+        if settings.min_replicas_ack:
+            client.wait(0, 1)
+    for number, (client, keys) in enumerate(zip(servers.shards, shards, strict=True)):
         prefix = f"{keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(keys, **{name: prefix + name for name in _OF_THE_SCRIPT})
         scratch = Scratch.of("check", settings, number, own)
@@ -227,8 +248,9 @@ def _is_plain(client: Redis, settings: Settings, keys: ShardKeys) -> bool:
     return False
 
 
-def _channels(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     names = [name for keys in shards for name in (keys.wake, keys.ticks)]
+    client = servers.shards[0]
     try:
         with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(*names)
@@ -243,14 +265,14 @@ def _channels(client: Redis, _settings: Settings, shards: Sequence[ShardKeys]) -
     yield Remark("ok", "channels", "it may publish and subscribe")
 
 
-def _layout(client: Redis, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     """Ask expire.lua, with its writes off, what would become of the next reservations if they were due."""
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
     present: set[str] = set()
     active = looked_at = 0
     sampled = settings.model_copy(update={"batch_size": _SAMPLE})
-    for keys in shards:
+    for client, keys in zip(servers.shards, shards, strict=True):
         batch = Expiry(client, sampled, keys, "check", lambda: float(_FAR_FUTURE)).preview()
         looked_at += batch.due
         for id_, reason in batch.quarantined():

@@ -19,8 +19,9 @@ from expirer.times import to_ms
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
     """Pause the shards, or one: nothing expires once this has returned. Return the exit code."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         for number, keys in _chosen(settings, shard):
+            client = servers.shards[number]
             now = server_now(client, settings)
             until = None if duration is None else now + to_ms(duration)
             client.hset(keys.control, mapping=control.pausing(who(), reason, now, until))  # type: ignore[arg-type]
@@ -33,10 +34,11 @@ def pause(settings: Settings, duration: timedelta | None, reason: str, shard: in
 
 def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
     """Resume the shards, or one, and let go what a brake held, once somebody is sure of it. Return the exit code."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         shards = list(_chosen(settings, shard))
         braked = 0
         for number, keys in shards:
+            client = servers.shards[number]
             pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
             overdue = count_overdue(client, settings, keys, server_now(client, settings))
             state = "not paused" if pause is None else f"paused {shown_pause(pause)}"
@@ -48,6 +50,7 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
             sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")
             return 1
         for number, keys in shards:
+            client = servers.shards[number]
             fields = control.resuming(who(), server_now(client, settings))
             client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
             client.publish(keys.wake, "1")
@@ -58,8 +61,8 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
 
 def preview(settings: Settings) -> int:
     """Say what the next batch of each shard would do, pause or not, and write nothing. Return the exit code."""
-    with redis_or_say(settings) as client:
-        for number, keys in enumerate(shard_keys(settings)):
+    with redis_or_say(settings) as servers:
+        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
             batch = Expiry(client, settings, keys, "dry-run").preview()
             counts = batch.counts
             sys.stdout.write(

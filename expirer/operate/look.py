@@ -29,10 +29,10 @@ def pending(
     settings: Settings, product_id: str | None, due_within: timedelta | None, limit: int, *, as_json: bool
 ) -> int:
     """Print the Active reservations that fall due next, the soonest of each shard first. Return the exit code."""
-    with redis_or_say(settings) as client:
-        latest = None if due_within is None else server_now(client, settings) + to_ms(due_within)
+    with redis_or_say(settings) as servers:
+        latest = None if due_within is None else server_now(servers.shards[0], settings) + to_ms(due_within)
         found = 0
-        for number, keys in enumerate(shard_keys(settings)):
+        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
             if product_id is not None and shard_of(product_id, settings.shards) != number:
                 continue
             for row in _rows(client, settings, keys, product_id, latest):
@@ -52,8 +52,8 @@ def pending(
 
 def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
     """Print everything that is known of a reservation; return 1 where nothing is."""
-    with redis_or_say(settings) as client:
-        for number, keys in enumerate(shard_keys(settings)):
+    with redis_or_say(settings) as servers:
+        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
             known = _known(client, settings, keys, reservation_id.encode(errors="surrogateescape"))
             if known is None:
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from redis import Redis
 
+from expirer.connect import Servers
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import server_now
 from expirer.operate.status import ShardStatus, look_at
@@ -63,27 +64,26 @@ class Picture:
 class Camera:
     """Takes one picture after the other; each raises RedisError where Redis fails."""
 
-    def __init__(self, client: Redis, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, servers: Servers, settings: Settings) -> None:
         self._settings = settings
-        self._shards = shard_keys(settings)
+        self._shards = list(zip(servers.shards, shard_keys(settings), strict=True))
         self._expired: tuple[int, float] | None = None
         """The total of the last picture, and when it was taken (monotonic seconds)."""
         self._last_events: dict[str, bytes] = {}
 
     def take(self) -> Picture:
         """Look at every shard once."""
-        now = server_now(self._client, self._settings)
+        now = server_now(self._shards[0][0], self._settings)
         held: Counter[str] = Counter()
         overdue: Counter[str] = Counter()
         late_ms: list[int] = []
         sampled = 0
-        for keys in self._shards:
-            sampled += self._count_products(keys, now, held, overdue)
-            late_ms += self._lateness(keys)
+        for client, keys in self._shards:
+            sampled += self._count_products(client, keys, now, held, overdue)
+            late_ms += self._lateness(client, keys)
         shards = [
-            look_at(self._client, self._settings, number, keys, _LONGEST_LATENESS_MS, counted=0)
-            for number, keys in enumerate(self._shards)
+            look_at(client, self._settings, number, keys, _LONGEST_LATENESS_MS, counted=0)
+            for number, (client, keys) in enumerate(self._shards)
         ]
         products = [Product(id_, units, overdue[id_]) for id_, units in held.items()]
         return Picture(
@@ -96,14 +96,16 @@ class Camera:
             lateness=(round(median(late_ms)), max(late_ms)) if late_ms else None,
         )
 
-    def _count_products(self, keys: ShardKeys, now: int, held: Counter[str], overdue: Counter[str]) -> int:
+    def _count_products(
+        self, client: Redis, keys: ShardKeys, now: int, held: Counter[str], overdue: Counter[str]
+    ) -> int:
         settings = self._settings
         cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
         count = max(SAMPLE // len(self._shards), 1)
-        entries: Any = self._client.zrange(keys.index, 0, count - 1, withscores=True)
+        entries: Any = client.zrange(keys.index, 0, count - 1, withscores=True)
         for start in range(0, len(entries), _SLICE):
             some = entries[start : start + _SLICE]
-            with self._client.pipeline(transaction=False) as pipe:
+            with client.pipeline(transaction=False) as pipe:
                 for id_, _ in some:
                     key: Any = keys.reservation_prefix.encode() + id_
                     pipe.hmget(key, [settings.field_product_id, settings.field_quantity])
@@ -116,12 +118,12 @@ class Camera:
                     overdue[name] += int(quantity) * (score < cutoff)
         return len(entries)
 
-    def _lateness(self, keys: ShardKeys) -> list[int]:
+    def _lateness(self, client: Redis, keys: ShardKeys) -> list[int]:
         if not self._settings.events_maxlen:
             return []
         last = self._last_events.get(keys.events)
         since: Any = b"-" if last is None else b"(" + last
-        events: Any = self._client.xrevrange(keys.events, "+", since, count=1 if last is None else SAMPLE)
+        events: Any = client.xrevrange(keys.events, "+", since, count=1 if last is None else SAMPLE)
         if events:
             self._last_events[keys.events] = events[0][0]
         if last is None:

@@ -12,6 +12,7 @@ from redis import Redis
 from structlog.typing import FilteringBoundLogger
 
 from expirer import scripts
+from expirer.connect import Servers
 from expirer.keys import ShardKeys, shard_keys
 from expirer.logs import build_logger
 from expirer.operate.look import show as show_reservation
@@ -27,9 +28,9 @@ _SLICE = 100
 
 def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
     """Print every quarantine entry, and how many there are of each reason; return the exit code."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         reasons: Counter[str] = Counter()
-        for number, keys in enumerate(shard_keys(settings)):
+        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
             for id_, entry in _entries(client, keys, reason):
                 known = parsed(entry)
                 reasons[known["reason"]] += 1
@@ -47,9 +48,10 @@ def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
 
 def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
     """Print everything that is known of an entry, and what to do; return 1 where it is not in quarantine."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         name: Any = reservation_id.encode(errors="surrogateescape")
-        if any(client.hexists(keys.quarantine, name) for keys in shard_keys(settings)):
+        shards = zip(servers.shards, shard_keys(settings), strict=True)
+        if any(client.hexists(keys.quarantine, name) for client, keys in shards):
             return show_reservation(settings, reservation_id, as_json=as_json)
         sys.stderr.write(f"expirer: {shown(reservation_id)}: it is not in quarantine\n")
     return 1
@@ -59,13 +61,11 @@ def requeue(settings: Settings, ids: list[str], reason: str | None, *, is_all: b
     """Put entries back into the index, where the next tick judges them anew; return 1 where one could not be."""
     if bool(ids) + bool(reason) + is_all != 1:
         raise ConfigurationError(["quarantine requeue takes ids, or --reason, or --all"])
-    with redis_or_say(settings) as client:
-        desk = _Desk(client, settings)
-        wanted: Iterable[tuple[ShardKeys | None, bytes]] = map(desk.find, ids) if ids else desk.all(reason)
-        for keys, id_ in wanted:
-            desk.requeue(keys, id_)
-        for keys in shard_keys(settings) if desk.done["requeued"] else ():
-            client.publish(keys.wake, "1")
+    with redis_or_say(settings) as servers:
+        desk = _Desk(servers, settings)
+        wanted: Iterable[tuple[_Shard | None, bytes]] = map(desk.find, ids) if ids else desk.all(reason)
+        for shard, id_ in wanted:
+            desk.requeue(shard, id_)
         return desk.close()
     return 1
 
@@ -74,64 +74,70 @@ def release(settings: Settings, reservation_id: str, quantity: int, product_id: 
     """Free units of one entry, as many as are stated; return 1 where that is refused, and nothing was changed."""
     if quantity < 1:
         raise ConfigurationError([f"--quantity {quantity}: an entry holds at least one unit; to free none, drop it"])
-    with redis_or_say(settings) as client:
-        desk = _Desk(client, settings)
-        keys, id_ = desk.find(reservation_id)
-        desk.settle(keys, id_, quantity, product_id)
+    with redis_or_say(settings) as servers:
+        desk = _Desk(servers, settings)
+        shard, id_ = desk.find(reservation_id)
+        desk.settle(shard, id_, quantity, product_id)
         return desk.close()
     return 1
 
 
 def drop(settings: Settings, ids: list[str], *, is_sure: bool, answers: TextIO | None = None) -> int:
     """Give up on entries: their units stay where they are counted now; return 1 where one is not there."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         question = f"Give up on {len(ids):,} quarantined reservations? No counter is touched."
         if not is_sure and not confirms(question, answers):
             sys.stderr.write("expirer: look with expirer quarantine list, then repeat this with --yes\n")
             return 1
-        desk = _Desk(client, settings)
-        for keys, id_ in map(desk.find, ids):
-            desk.settle(keys, id_, 0, None)
+        desk = _Desk(servers, settings)
+        for shard, id_ in map(desk.find, ids):
+            desk.settle(shard, id_, 0, None)
         return desk.close()
     return 1
+
+
+_Shard = tuple[Redis, ShardKeys]
 
 
 class _Desk:
     """Where entries are mended, each by one script; what was done is logged, counted and said at the end."""
 
-    def __init__(self, client: Redis, settings: Settings) -> None:
+    def __init__(self, servers: Servers, settings: Settings) -> None:
         self.done: Counter[str] = Counter()
-        self._client = client
         self._settings = settings
-        self._shards = shard_keys(settings)
+        self._shards: list[_Shard] = list(zip(servers.shards, shard_keys(settings), strict=True))
         self._log: FilteringBoundLogger = build_logger(settings)
         self._by = who()
-        self._requeue = client.register_script(scripts.load("requeue").text)
-        self._settle = client.register_script(scripts.load("settle").text)
+        self._requeue = servers.shards[0].register_script(scripts.load("requeue").text)
+        self._settle = servers.shards[0].register_script(scripts.load("settle").text)
+        self._requeued: dict[str, _Shard] = {}
+        """By the channel on which their workers are told."""
 
-    def find(self, reservation_id: str) -> tuple[ShardKeys | None, bytes]:
+    def find(self, reservation_id: str) -> tuple[_Shard | None, bytes]:
         """Return the shard whose quarantine has the id, or the one whose index has it; None: neither."""
         id_ = reservation_id.encode(errors="surrogateescape")
         name: Any = id_
-        for keys in self._shards:
-            if self._client.hexists(keys.quarantine, name):
-                return keys, id_
-        for keys in self._shards:
-            if self._client.zscore(keys.index, name) is not None:
-                return keys, id_
+        for client, keys in self._shards:
+            if client.hexists(keys.quarantine, name):
+                return (client, keys), id_
+        for client, keys in self._shards:
+            if client.zscore(keys.index, name) is not None:
+                return (client, keys), id_
         return None, id_
 
-    def all(self, reason: str | None) -> Iterator[tuple[ShardKeys, bytes]]:
+    def all(self, reason: str | None) -> Iterator[tuple[_Shard, bytes]]:
         """Yield every entry, or those of one reason."""
-        for keys in self._shards:
-            for id_, _ in _entries(self._client, keys, reason):
-                yield keys, id_
+        for client, keys in self._shards:
+            for id_, _ in _entries(client, keys, reason):
+                yield (client, keys), id_
 
-    def requeue(self, keys: ShardKeys | None, id_: bytes) -> None:
+    def requeue(self, shard: _Shard | None, id_: bytes) -> None:
         """Put an entry back into the index."""
-        if keys is None:
+        if shard is None:
             return self._refuse(id_, "it is neither in quarantine nor in the index")
+        client, keys = shard
         code, score = self._call(
+            client,
             self._requeue,
             [keys.index, keys.reservation_prefix.encode() + id_, keys.quarantine, keys.operations],
             [id_, self._settings.field_expires_at, self._by],
@@ -140,22 +146,25 @@ class _Desk:
             return self._refuse(id_, "nothing says when it is due: set its expires_at, then repeat this")
         self.done[code] += 1
         if code == "requeued":
+            self._requeued[keys.wake] = shard
             expires_at = unix_ms(float(score), self._settings.unit_ms)
             self._log.info("reservation_requeued", reservation_id=readable(id_), expires_at=expires_at, by=self._by)
         return None
 
-    def settle(self, keys: ShardKeys | None, id_: bytes, quantity: int, product_id: str | None) -> None:
+    def settle(self, shard: _Shard | None, id_: bytes, quantity: int, product_id: str | None) -> None:
         """Free units of an entry; 0 gives up on it."""
-        if keys is None:
+        if shard is None:
             return self._refuse(id_, "it is not in quarantine")
+        client, keys = shard
         settings = self._settings
         key: Any = keys.reservation_prefix.encode() + id_
         product: Any = (product_id or "").encode(errors="surrogateescape")
-        if not product and self._client.type(key) == b"hash":
-            product = self._client.hget(key, settings.field_product_id) or b""
+        if not product and client.type(key) == b"hash":
+            product = client.hget(key, settings.field_product_id) or b""
         if quantity and not product:
             return self._refuse(id_, "its reservation names no product: say which with --product")
         code, status, available, reserved = self._call(
+            client,
             self._settle,
             [
                 keys.index,
@@ -196,7 +205,9 @@ class _Desk:
         return None
 
     def close(self) -> int:
-        """Say what was done in numbers; return the exit code."""
+        """Tell the workers, and say what was done in numbers; return the exit code."""
+        for channel, (client, _) in self._requeued.items():
+            client.publish(channel, "1")
         names = [name for name in ("requeued", "released", "dropped", "unchanged", "refused") if self.done[name]]
         counts = ", ".join(f"{self.done[name]:,} {name}" for name in names)
         sys.stdout.write(f"{counts or 'nothing to do'}\n")
@@ -207,8 +218,8 @@ class _Desk:
         self.done["refused"] += 1
 
     @staticmethod
-    def _call(script: Any, keys: list[Any], arguments: list[Any]) -> list[str]:  # noqa: ANN401  # redis-py's Script
-        return [readable(value) for value in script(keys=keys, args=arguments)]
+    def _call(client: Redis, script: Any, keys: list[Any], arguments: list[Any]) -> list[str]:  # noqa: ANN401  # redis-py's Script
+        return [readable(value) for value in script(keys=keys, args=arguments, client=client)]
 
 
 _REFUSALS = {

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from expirer.connect import connect, location, redact
+from expirer.connect import Servers, connect_all, explain, location
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
@@ -19,15 +19,15 @@ _LATE_TICK_MS = 5000
 
 
 @contextmanager
-def redis_or_say(settings: Settings) -> Iterator[Redis]:
-    """Give a client; an error of Redis is one line on standard error, and the block ends."""
-    with connect(settings) as client:
+def redis_or_say(settings: Settings) -> Iterator[Servers]:
+    """Give the clients; an error of Redis is one line on standard error, and the block ends."""
+    with connect_all(settings) as servers:
         try:
-            yield client
+            yield servers
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
+            sys.stderr.write(f"expirer: {location(settings)}: {explain(error, settings)}\n")
 
 
 def server_now(client: Redis, settings: Settings) -> int:

@@ -48,12 +48,12 @@ class ShardStatus:
 
 def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int:
     """Print the state of every shard; return 0 where all are healthy, else 1."""
-    with redis_or_say(settings) as client:
+    with redis_or_say(settings) as servers:
         here = time.time_ns() // 1_000_000
-        skew_ms = server_now(client, settings) - here
+        skew_ms = server_now(servers.shards[0], settings) - here
         shards = [
             look_at(client, settings, number, keys, to_ms(max_lateness))
-            for number, keys in enumerate(shard_keys(settings))
+            for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True))
         ]
         is_healthy = not any(shard.problems for shard in shards)
         if as_json:

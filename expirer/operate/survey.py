@@ -11,10 +11,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from expirer import scripts
+from expirer.connect import Servers
 from expirer.keys import shard_keys, shard_of
 from expirer.operate.feed import Feed
 from expirer.settings import Settings
@@ -60,9 +60,9 @@ class Survey:
     25 bytes each.
     """
 
-    def __init__(self, client: Redis, settings: Settings, product_id: bytes | None = None) -> None:
+    def __init__(self, servers: Servers, settings: Settings, product_id: bytes | None = None) -> None:
         """Begin to listen to what is written; raise RedisError where Redis fails."""
-        self.client = client
+        self.servers = servers
         self.settings = settings
         self.shards = shard_keys(settings)
         self.reservations = 0
@@ -70,19 +70,27 @@ class Survey:
         self.has_feed = True
         self._product_id = product_id
         self._known: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
-        self._examine = client.register_script(scripts.load("examine").text)
+        self._examine = servers.shards[0].register_script(scripts.load("examine").text)
         self._prefixes = [keys.reservation_prefix.encode() for keys in self.shards]
         self._tag = re.compile(re.escape(f"{{{settings.namespace}:".encode()) + rb"(\d+)\}:(?:reservation|stock):")
         common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
+        self._feeds: list[Feed] = []
         try:
-            self._feed: Feed | None = Feed(client, common)
+            for client in servers.each().values():
+                self._feeds.append(Feed(client, common))
         except ResponseError:
-            self._feed, self.has_feed = None, False
+            self.close()
+            self.has_feed = False
 
     def close(self) -> None:
         """Stop listening."""
-        if self._feed is not None:
-            self._feed.close()
+        for feed in self._feeds:
+            feed.close()
+        self._feeds.clear()
+
+    def size(self) -> int:
+        """Return how many keys there are, of whatever kind."""
+        return sum(client.dbsize() for client in self.servers.each().values())
 
     def walk(self, tell: Callable[[int], object]) -> Iterator[tuple[int, Row]]:
         """Yield (shard, row) for every reservation, and every index entry without one; maybe more than once.
@@ -98,23 +106,23 @@ class Survey:
             for found in self._scan("reservation", self._prefixes, tell):
                 yield from self._counted(self._located(found))
         for shard, (keys, prefix) in enumerate(zip(self.shards, self._prefixes, strict=True)):
-            entries: Any = self.client.zscan_iter(keys.index, count=_COUNT)
+            client = self.servers.shards[shard]
+            entries: Any = client.zscan_iter(keys.index, count=_COUNT)
             for ids in _sliced((id_ for id_, _ in entries), _SLICE):
                 places = [(shard, id_) for id_ in ids]
                 names: list[Any] = [prefix + id_ for id_ in ids]
                 if not prefix:
                     yield from self._counted(places)
-                elif _paced(partial(self.client.exists, *names)) < len(ids):
+                elif _paced(partial(client.exists, *names)) < len(ids):
                     yield from self._look(places)
         for shard, keys in enumerate(self.shards):
-            quarantined: Any = self.client.hscan_iter(keys.quarantine, count=_COUNT)
+            quarantined: Any = self.servers.shards[shard].hscan_iter(keys.quarantine, count=_COUNT)
             yield from self._look((shard, id_) for id_, _ in quarantined)
 
     def news(self) -> list[tuple[int, Row]]:
         """Return (shard, row) for every reservation written since the last call."""
-        if self._feed is None:
-            return []
-        return list(self._look(self._located(self._feed.written()), is_urgent=True))
+        written = (key for feed in self._feeds for key in feed.written())
+        return list(self._look(self._located(written), is_urgent=True))
 
     def examine(self, number: int, ids: Iterable[bytes], *, is_urgent: bool = False) -> Iterator[Row]:
         """Yield the rows of some reservations of one shard as they are now."""
@@ -128,7 +136,7 @@ class Survey:
             settings.status_active,
         )
         for some in _sliced(ids, _URGENT_SLICE if is_urgent else _SLICE):
-            look = partial(self._examine, keys=[keys.index, keys.quarantine], args=[*words, *some])
+            look = partial(self._examine, [keys.index, keys.quarantine], [*words, *some], self.servers.shards[number])
             fields: Any = look() if is_urgent else _paced(look)
             for id_, row in zip(some, zip(*[iter(fields)] * 9, strict=True), strict=True):
                 yield _row(id_, *row)
@@ -180,13 +188,12 @@ class Survey:
     def _scan(self, what: str, prefixes: list[bytes], tell: Callable[[int], object]) -> Iterator[list[bytes]]:
         single = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefixes[0])
         pattern: Any = single if len(prefixes) == 1 else f"{{{self.settings.namespace}:*}}:{what}:".encode()
-        cursor = 0
-        while True:
-            cursor, keys = _paced(partial(self.client.scan, cursor, match=pattern + b"*", count=_COUNT))
-            tell(_COUNT)
-            yield keys
-            if cursor == 0:
-                return
+        for client in self.servers.each().values():
+            cursor = None
+            while cursor != 0:
+                cursor, keys = _paced(partial(client.scan, cursor or 0, match=pattern + b"*", count=_COUNT))
+                tell(_COUNT)
+                yield keys
 
     def _located(self, keys: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         for key in keys:

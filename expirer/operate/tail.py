@@ -6,16 +6,20 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import Queue
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError
+from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, TryAgainError
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as TooLate
 
-from expirer.connect import location, redact
+from expirer.connect import Servers, explain, location
 from expirer.keys import shard_keys
 from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_time
@@ -26,8 +30,21 @@ from expirer.times import parse_duration, to_ms
 _BLOCK_MS = 1000
 _COUNT = 500
 _RETRY_S = 1.0
-_WEATHER = (NoConnection, TooLate, BusyLoadingError)
+_WEATHER = (NoConnection, TooLate, BusyLoadingError, AskError, ClusterDownError, TryAgainError)
 """What passes by itself."""
+
+_Events = list[tuple[int, tuple[bytes, Any]]]
+"""Each with its shard."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The events of one shard, and the id after which they are read."""
+
+    shard: int
+    client: Redis
+    name: str
+    position: str
 
 
 def tail(settings: Settings, start: str | None, *, as_json: bool) -> int:
@@ -35,20 +52,25 @@ def tail(settings: Settings, start: str | None, *, as_json: bool) -> int:
     if settings.events_maxlen == 0:
         raise ConfigurationError(["EXPIRER_EVENTS_MAXLEN is 0, so no events are written that could be followed"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with redis_or_say(settings) as client:
-        positions = _positions(client, settings, start)
-        for shard, event in _follow(client, settings, positions):
-            sys.stdout.write((_json if as_json else _line)(settings, shard, event) + "\n")
+    with redis_or_say(settings) as servers:
+        for events in _follow_all(settings, _positions(servers, settings, start)):
+            for shard, event in events:
+                sys.stdout.write((_json if as_json else _line)(settings, shard, event) + "\n")
+            sys.stdout.flush()
     return 1
 
 
-def _positions(client: Redis, settings: Settings, start: str | None) -> dict[str, str]:
-    """Return for each stream the id after which it is read."""
-    names = [keys.events for keys in shard_keys(settings)]
-    if start is None:
-        last: list[Any] = [client.xrevrange(name, count=1) for name in names]
-        return {name: readable(events[0][0]) if events else "0" for name, events in zip(names, last, strict=True)}
-    return dict.fromkeys(names, _first(client, settings, start))
+def _positions(servers: Servers, settings: Settings, start: str | None) -> list[_Stream]:
+    """Return each stream with the id after which it is read."""
+    shards = list(enumerate(zip(servers.shards, shard_keys(settings), strict=True)))
+    if start is not None:
+        first = _first(servers.shards[0], settings, start)
+        return [_Stream(number, client, keys.events, first) for number, (client, keys) in shards]
+    streams = []
+    for number, (client, keys) in shards:
+        last: Any = client.xrevrange(keys.events, count=1)
+        streams.append(_Stream(number, client, keys.events, readable(last[0][0]) if last else "0"))
+    return streams
 
 
 def _first(client: Redis, settings: Settings, start: str) -> str:
@@ -69,15 +91,43 @@ def _before(id_: str) -> str:
     return f"{ms}-{int(number) - 1}" if number.strip("0") else f"{int(ms) - 1}-{2**64 - 1}"
 
 
-def _follow(client: Redis, settings: Settings, positions: dict[str, str]) -> Iterator[tuple[int, tuple[bytes, Any]]]:
-    numbers = {name.encode(): number for number, name in enumerate(positions)}
+def _follow_all(settings: Settings, streams: list[_Stream]) -> Iterator[_Events]:
+    """Yield what is written to any of the streams; raise what ends the reading of one."""
+    by_client: defaultdict[Redis, list[_Stream]] = defaultdict(list)
+    for stream in streams:
+        by_client[stream.client].append(stream)
+    if len(by_client) == 1:
+        yield from _follow(settings, streams)
+    news: Queue[_Events | Exception] = Queue(maxsize=1)  # who reads slowly is waited for
+
+    def follow(some: list[_Stream]) -> None:
+        try:
+            for events in _follow(settings, some):
+                news.put(events)
+        except Exception as error:  # noqa: BLE001  # it is raised where it can be told
+            news.put(error)
+
+    for some in by_client.values():
+        threading.Thread(target=follow, args=(some,), daemon=True).start()
+    while True:
+        events = news.get()
+        if isinstance(events, Exception):
+            raise events
+        yield events
+
+
+def _follow(settings: Settings, streams: list[_Stream]) -> Iterator[_Events]:
+    """Yield what is written to the streams of one client."""
+    client = streams[0].client
+    named = {stream.name.encode(): stream for stream in streams}
     is_away = False
     while True:
+        positions: Any = {stream.name: stream.position for stream in streams}
         try:
-            answer: Any = client.xread(positions, count=_COUNT, block=_BLOCK_MS)  # type: ignore[arg-type]
+            answer: Any = client.xread(positions, count=_COUNT, block=_BLOCK_MS)
         except _WEATHER as error:
             if not is_away:
-                sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}; waiting for it\n")
+                sys.stderr.write(f"expirer: {location(settings)}: {explain(error, settings)}; waiting for it\n")
             is_away = True
             time.sleep(_RETRY_S)
             continue
@@ -85,10 +135,9 @@ def _follow(client: Redis, settings: Settings, positions: dict[str, str]) -> Ite
             sys.stderr.write(f"expirer: {location(settings)}: it is back\n")
             is_away = False
         for name, events in answer:
-            for event in events:
-                yield numbers[name], event
-            positions[readable(name)] = readable(events[-1][0])
-        sys.stdout.flush()
+            stream = named[name]
+            yield [(stream.shard, event) for event in events]
+            stream.position = readable(events[-1][0])
 
 
 def _fields(event: tuple[bytes, Any]) -> dict[str, Any]:

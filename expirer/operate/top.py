@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from redis.exceptions import RedisError
 
-from expirer.connect import connect, location, redact
+from expirer.connect import connect_all, explain, location
 from expirer.operate.picture import Camera
 from expirer.operate.screen import HEALTHY, STATE_ROW, View, lines
 from expirer.operate.terminal import shown
@@ -35,7 +35,7 @@ def top(settings: Settings) -> int:
         locale.setlocale(locale.LC_ALL, "")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     view = View(location(settings), has_events=settings.events_maxlen > 0)
-    camera = Camera(connect(settings), settings)
+    camera = Camera(connect_all(settings), settings)
     lock = threading.Lock()
     try:
         curses.setupterm()
@@ -70,7 +70,7 @@ def _watch(view: View, lock: threading.Lock, camera: Camera, settings: Settings)
         except Exception as error:  # noqa: BLE001  # without this thread the last picture would pass for the present
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             with lock:
-                view.error = redact(f"{name}{error}", settings)
+                view.error = f"{name}{explain(error, settings)}"
         else:
             with lock:
                 view.add(picture)

@@ -1,0 +1,169 @@
+"""Finds the primary anew for each connection: Sentinels name it, or the nodes of a Cluster do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from redis import ConnectionPool, Redis
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as NoConnection
+
+from expirer import wire
+
+Address = tuple[str, int]
+
+_PATIENCE_S = 1.0
+"""For one that is asked; the next may know as well."""
+_FRESH_S = 0.02
+"""Shards that look for their primaries at one time ask once; the shortest pause after an error is longer."""
+
+
+class LocatedConnection(Connection):
+    """A connection that looks up its address each time it connects, and lets go of a server that is not the right one.
+
+    Args:
+        where: returns the address; raises RedisError where it cannot be known.
+
+    """
+
+    def __init__(self, *, where: Callable[[], Address], **options: Any) -> None:  # noqa: ANN401  # redis-py's
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._where = where
+
+    def _connect(self) -> Any:  # noqa: ANN401  # a socket, as redis-py has it
+        self.host, self.port = self._where()
+        return super()._connect()  # type: ignore[no-untyped-call]
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # as redis-py has it
+        """Read a reply; after one that says that this is not the primary the next command looks for it again."""
+        try:
+            return super().read_response(*arguments, **options)
+        except (AskError, ClusterDownError, ReadOnlyError):  # a MovedError is an AskError
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class LocatedSSLConnection(LocatedConnection, SSLConnection):
+    """The same with TLS; the certificate must name the host that was looked up."""
+
+
+def located(where: Callable[[], Address], options: Mapping[str, Any]) -> Redis:
+    """Build a client whose connections look up where they go; `options` are those of a connection to any node."""
+    kind = options.get("connection_class", Connection)
+    pool = ConnectionPool(
+        **{
+            **options,
+            "connection_class": LocatedSSLConnection if issubclass(kind, SSLConnection) else LocatedConnection,
+            "where": where,
+        }
+    )
+    return Redis.from_pool(pool)
+
+
+class _Directory:
+    """Nodes that know where others are; each is asked in its turn, so that one that is wrong is not asked twice."""
+
+    def __init__(self, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
+        self._addresses = list(addresses)
+        self._options = {name: value for name, value in options.items() if name != "connection_class"}
+        self._kind = options.get("connection_class", Connection)
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            self._options[name] = min(_PATIENCE_S, options.get(name) or _PATIENCE_S)
+
+    def ask(self, *command: str) -> tuple[Address, Any]:
+        """Return who answered, and what; raise ConnectionError with what stood in the way of each."""
+        problems = []
+        for _ in range(len(self._addresses)):
+            address = self._addresses.pop(0)
+            self._addresses.append(address)
+            try:
+                answer = self._ask(address, command)
+            except (RedisError, OSError) as error:
+                problems.append(f"{shown(address)}: {error}")
+                continue
+            if answer:
+                return address, answer
+            problems.append(f"{shown(address)}: it does not know")
+        raise NoConnection("; ".join(problems))
+
+    def learn(self, *addresses: Address) -> None:
+        """Ask these as well."""
+        self._addresses = list(dict.fromkeys((*self._addresses, *addresses)))
+
+    def _ask(self, address: Address, command: tuple[str, ...]) -> Any:  # noqa: ANN401  # what Redis replies
+        host, port = address
+        connection = self._kind(**{**self._options, "host": host, "port": port})
+        try:
+            connection.connect()
+            return wire.ask(connection, command)
+        finally:
+            connection.disconnect()
+
+
+class Sentinels:
+    """Knows the primary of one service."""
+
+    def __init__(self, service: str, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
+        self._service = service
+        self._directory = _Directory(addresses, options)
+        self._lock = threading.Lock()
+
+    def primary(self) -> Address:
+        """Return where the primary is, as the first Sentinel that answers says.
+
+        Raises:
+            ConnectionError: none answers, or none knows the service.
+
+        """
+        with self._lock:
+            try:
+                _, (host, port) = self._directory.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+            except NoConnection as error:
+                raise NoConnection(f"no Sentinel names a primary of {self._service!r}: {error}") from None
+        return host.decode(), int(port)
+
+
+class Cluster:
+    """Knows the primary of each slot."""
+
+    def __init__(self, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
+        self._directory = _Directory(addresses, options)
+        self._lock = threading.Lock()
+        self._read_at = -_FRESH_S
+        self._ranges: list[tuple[int, int, Address]] = []
+
+    def primary(self, slot: int) -> Address:
+        """Return where the primary of a slot is, as the first node that answers says.
+
+        Raises:
+            ConnectionError: none answers, or none serves the slot.
+
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at >= _FRESH_S:
+                self._read()
+            for first, last, address in self._ranges:
+                if first <= slot <= last:
+                    return address
+        raise NoConnection(f"no node of the Cluster serves slot {slot}")
+
+    def _read(self) -> None:
+        (asked, _), rows = self._directory.ask("CLUSTER", "SLOTS")
+        self._ranges = [(first, last, _node(nodes[0], asked)) for first, last, *nodes in rows]
+        self._directory.learn(*(_node(node, asked) for _, _, *nodes in rows for node in nodes))
+        self._read_at = time.monotonic()
+
+
+def _node(row: Sequence[Any], asked: str) -> Address:
+    host, port = cast("tuple[bytes | None, int]", row[:2])
+    return host.decode() if host else asked, port  # a node that knows no name of its own has the one it was asked by
+
+
+def shown(address: Address) -> str:
+    """Return an address as people write it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
