@@ -92,7 +92,7 @@ class RedisServer:
         ]  # fmt: skip
         # Python ignores SIGXFSZ, and so shall the server: a file that may not grow is then a full disk to it.
         self._process = subprocess.Popen(arguments, env=self._environment, restore_signals=False)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while wait and not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((self.folder / "redis.log").read_text())

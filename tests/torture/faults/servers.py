@@ -8,8 +8,9 @@ from tests.proxy import Proxy, Weather
 from tests.torture.bed import Bed
 from tests.torture.fault import Fault, Host
 
-ALWAYS = Host(("--appendonly", "yes", "--appendfsync", "always"))
-EVERY_SECOND = Host(("--appendonly", "yes", "--appendfsync", "everysec"))
+_LOGGED = ("--appendonly", "yes", "--auto-aof-rewrite-min-size", "4mb", "--appendfsync")
+ALWAYS = Host((*_LOGGED, "always"))
+EVERY_SECOND = Host((*_LOGGED, "everysec"))
 _AGREES = "what the server lost is named; what survived agrees exactly"
 
 
