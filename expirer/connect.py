@@ -14,7 +14,7 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
-from redis.exceptions import AskError, MovedError, RedisError
+from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.retry import Retry
 
 from expirer.keys import shard_keys, slot_of
@@ -157,13 +157,13 @@ def location(settings: Settings) -> str:
 
 def explain(error: Exception, settings: Settings) -> str:
     """Return what an error says in words that stand alone, without any secret."""
-    if isinstance(error, AskError):
-        where = f"slot {error.slot_id}", f"{error.host}:{error.port}"
-        if not isinstance(error, MovedError):
-            return "{} is being moved to {}; nothing was done, and the next try looks again".format(*where)
+    if isinstance(error, MovedError):
+        where = f"slot {error.slot_id} is served by {error.host}:{error.port}"
         if not settings.redis_cluster:
-            return "{} is served by {}: this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true".format(*where)
-        return "{} is served by {} now; nothing was done, and the next try goes there".format(*where)
+            return f"{where}: this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true"
+        return f"{where} now; nothing was done, and the next try goes there"
+    if isinstance(error, AskError | TryAgainError) or "non local key" in str(error):
+        return "the slot of this shard is being moved to another node; nothing was done, and the next try looks again"
     return redact(str(error), settings)
 
 

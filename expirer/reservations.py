@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Self, cast
 
 from redis import Redis
+from redis.cluster import RedisCluster
 
 from expirer import scripts
 from expirer.keys import ShardKeys, shard_of
@@ -91,7 +92,7 @@ class Reservations:
     Every step raises `Refused` where it cannot be done, and `redis.exceptions.RedisError` where Redis fails.
 
     Args:
-        client: a connected client; `decode_responses` may be on or off.
+        client: a connected client, of a server or of a Cluster; `decode_responses` may be on or off.
         namespace: hash tag of every key, as in the sidecar's EXPIRER_NAMESPACE.
         shards: hash tags to spread over, as in the sidecar's EXPIRER_SHARDS.
         default_duration: how long a reservation lasts when `reserve` is not told.
@@ -105,7 +106,7 @@ class Reservations:
 
     def __init__(  # noqa: PLR0913  # named settings, each with a default
         self,
-        client: Redis,
+        client: Redis | RedisCluster,
         *,
         namespace: str = "inventory",
         shards: int = 1,
@@ -127,7 +128,7 @@ class Reservations:
         self._extend = client.register_script(scripts.load("extend").text)
 
     @classmethod
-    def from_settings(cls, client: Redis, settings: Settings) -> Self:
+    def from_settings(cls, client: Redis | RedisCluster, settings: Settings) -> Self:
         """Build a checkout that agrees with a sidecar of the same settings.
 
         Raises:

@@ -18,6 +18,7 @@ from expirer import cli
 from expirer.connect import Servers
 from expirer.settings import Settings
 from expirer.worker import Worker
+from tests.beds import Cluster, Replicated
 from tests.inventory import NOW, Inventory
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_compiler, find_server, free_port
 
@@ -69,6 +70,35 @@ def own_server(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Run one Cluster for all tests that only read and write keys."""
+    with Cluster(server_binary, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """Return the shared Cluster, emptied."""
+    with shared_cluster.client() as client:
+        client.flushall(target_nodes=client.PRIMARIES)
+    return shared_cluster
+
+
+@pytest.fixture
+def own_cluster(server_binary: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """Run a Cluster for a test that breaks it."""
+    with Cluster(server_binary, tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def replicated(server_binary: Path, tmp_path: Path) -> Iterator[Replicated]:
+    """Run a primary with two replicas and three Sentinels for a test that breaks them."""
+    with Replicated(server_binary, tmp_path) as bed:
+        yield bed
 
 
 @pytest.fixture

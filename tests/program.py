@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from signal import Signals
 from types import TracebackType
 from typing import Any, Self
 
-import redis
-
+from expirer.keys import ShardKeys
+from expirer.settings import variable
 from tests.inventory import Inventory
 
 DEADLINE_S = 20.0
@@ -30,15 +30,20 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
+def variables(settings: Mapping[str, object]) -> dict[str, str]:
+    """Return the environment of a program with these settings."""
+    return {variable(name): str(value) for name, value in settings.items()}
+
+
 class Program:
     """`expirer run` against a URL, killed when the block ends; its log is read as it comes."""
 
-    def __init__(self, url: str, *flags: str) -> None:
+    def __init__(self, url: str, *flags: str, **settings: object) -> None:
         # What coverage measures subprocesses by stays in the environment.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "expirer", "run", *flags],
-            env={**environment, "EXPIRER_REDIS_URL": url},
+            env={**environment, **variables({"redis_url": url, **settings})},
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
@@ -111,8 +116,8 @@ class Backlog:
     PRODUCTS = ("mug", "tea", "pot")
     OVERDUE_SINCE = 1_700_000_000_000
 
-    def __init__(self, client: redis.Redis) -> None:
-        self.shop = Inventory(client)
+    def __init__(self, client: Any, keys: ShardKeys | None = None) -> None:  # noqa: ANN401  # of a server, or of a Cluster
+        self.shop = Inventory(client, keys)
         self.stocked: Counter[str] = Counter(dict.fromkeys(self.PRODUCTS, 0))
         self._client = client
         self._ids: list[str] = []
@@ -120,7 +125,7 @@ class Backlog:
     def add(self, count: int) -> None:
         """Reserve, long overdue."""
         with self._client.pipeline() as pipe:
-            shop = Inventory(pipe)
+            shop = Inventory(pipe, self.shop.keys)
             for n in range(len(self._ids), len(self._ids) + count):
                 product, quantity = self.PRODUCTS[n % 3], 1 + n % 4
                 id_ = shop.hold(product, quantity, self.OVERDUE_SINCE + n, id_=f"o{n}:{product}")
@@ -132,7 +137,7 @@ class Backlog:
 
     def expired(self) -> list[str]:
         """Return the reservation ids in the stream of events, sorted."""
-        entries: list[tuple[bytes, dict[bytes, bytes]]] = self._client.xrange(self.shop.keys.events)  # type: ignore[assignment]
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = self._client.xrange(self.shop.keys.events)
         return sorted(fields[b"reservation_id"].decode() for _, fields in entries)
 
     def left(self) -> int:
@@ -161,7 +166,7 @@ class Backlog:
 
     def assert_expired_once(self) -> None:
         """Assert that nothing is left, and that counters, events and totals are exact."""
-        totals: dict[bytes, bytes] = self._client.hgetall(self.shop.keys.stats)  # type: ignore[assignment]
+        totals: dict[bytes, bytes] = self._client.hgetall(self.shop.keys.stats)
 
         assert self.left() == 0
         self.assert_conserved()

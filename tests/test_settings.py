@@ -237,7 +237,7 @@ def test_a_bad_url_is_not_repeated(url: str, problem: str) -> None:
     [
         "redis://localhost",
         "redis://user:p%40ss@[::1]:6380/3?socket_timeout=2",
-        "rediss://:pw@host/0?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required",
+        "rediss://:pw@host/0?ssl_ca_certs=/etc/hosts&ssl_cert_reqs=required",
         "unix://user@/run/redis.sock?db=1&password=pw",
     ],
 )
