@@ -10,7 +10,7 @@ import redis
 from redis.client import Pipeline
 
 from expirer import Ended, Refused, Reservations
-from tests.inventory import Inventory
+from expirer.keys import ShardKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Answer:
 class LuaCheckout:
     """A checkout that uses the client."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._reservations = Reservations(client)
+    def __init__(self, client: redis.Redis, shards: int = 1) -> None:
+        self._reservations = Reservations(client, shards=shards)
 
     def step(self, operation: str, order: str, product: str, quantity: int, ms: int) -> Answer | None:
         """Do one step; return what it was told, None where there is nothing to tell."""
@@ -47,9 +47,9 @@ class LuaCheckout:
 class PlainCheckout:
     """A checkout in another language: WATCH, MULTI and EXEC, and the contract."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, keys: ShardKeys | None = None) -> None:
         self._client = client
-        self._keys = Inventory(client).keys
+        self._keys = keys or ShardKeys.of("inventory")
 
     def step(self, operation: str, order: str, product: str, quantity: int, ms: int) -> Answer | None:
         """Do one step, again and again where somebody else was faster; return what it was told."""

@@ -1,36 +1,33 @@
-"""The bed on which the shop is tortured: a server, four workers and eight checkouts, each behind a proxy."""
+"""The bed on which the shop is tortured: four workers and eight checkouts, on servers of some topology."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGCONT, SIGTERM
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 
 from expirer import control
-from expirer.control import Control
 from expirer.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Program
-from tests.proxy import CLEAR, Proxy, Weather
-from tests.servers import RedisServer, free_port
 from tests.torture.clock import ServerClock
 from tests.torture.judge import Verdict, judge
 from tests.torture.record import Stories
 from tests.torture.shop import PRODUCTS, STOCKED, Shop
 
 WORKERS = 4
-KEYS = ShardKeys.of("inventory")
 _SOON_MS = 60_000
-_SETTLE_S = 90.0
-_START_S = 90.0
-"""Twenty programs start at once, maybe on a busy machine."""
+_PATIENCE_S = 90.0
+"""For what should happen at once, on a machine that does much else."""
+_BACKLOG_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +45,11 @@ class Sizes:
 QUICK = Sizes(timeout_s=0.4, latency_s=0.1, fleet=4, entries=7_000)
 
 
-class Bed:
+class Bed(ABC):
     """Everything under load from the start of the block to its end."""
 
     def __init__(
-        self, binary: Path, folder: Path, seed: int, sizes: Sizes, *options: str, clock: ServerClock | None = None
+        self, binary: Path, folder: Path, seed: int, sizes: Sizes, options: Sequence[str], clock: ServerClock | None
     ) -> None:
         self.chance = random.Random(seed)
         self.sizes = sizes
@@ -61,80 +58,82 @@ class Bed:
         self.turn = 0
         """How often the fault that strikes has done so before."""
         self.workers: list[Program] = []
+        self.shards: list[tuple[redis.Redis, ShardKeys]] = []
+        """A client of our own for each shard, and its keys."""
         self._binary = binary
         self._options = options
         self._seed = seed
-        self._servers = 0
-        self._dead: list[str] = []
-        self.server = self.new_server()
-        self._lines: list[Proxy] = []
+        self._complaints: list[str] = []
+
+    @abstractmethod
+    def build(self) -> None:
+        """Start the servers, and set `shards`."""
+
+    @abstractmethod
+    def tear_down(self) -> None:
+        """End every server."""
+
+    @abstractmethod
+    def settings(self, *, of_workers: bool) -> dict[str, Any]:
+        """Return how workers, or checkouts, reach the servers: names and values of Settings."""
+
+    def calm(self) -> None:  # noqa: B027  # not every bed has a fault that lasts
+        """End whatever fault lasts."""
 
     def __enter__(self) -> Self:
         try:
+            self.build()
             self._open()
         except BaseException:
             self._close()
             raise
         return self
 
-    def _open(self) -> None:
-        self.server.start()
-        self.client = self.server.client()
-        for product in PRODUCTS:
-            Inventory(self.client).stock(product, STOCKED)
-        for _ in ("workers", "checkouts"):
-            self._lines.append(Proxy(self.server.port).__enter__())
-        for _ in range(WORKERS):
-            self.start_worker()
-        self.shop = Shop(self._url(self._lines[1]), self.folder, self._seed)
-        for worker in self.workers:
-            self.wait_for(worker)
-        self.wait_until(lambda: self.client.xlen(KEYS.events), "an expiry under load")
-
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def _open(self) -> None:
+        for client, keys in self.shards:
+            for product in PRODUCTS:
+                Inventory(client, keys).stock(product, STOCKED)
+        for _ in range(WORKERS):
+            self.start_worker()
+        self.shop = Shop(self.settings(of_workers=False), self.folder, self._seed)
+        for worker in self.workers:
+            self.wait_for(worker)
+        self.wait_until(lambda: any(client.xlen(keys.events) for client, keys in self.shards), "an expiry under load")
 
     def _close(self) -> None:
         if hasattr(self, "shop"):
             self.shop.kill()
         for worker in self.workers:
             worker.kill()
-        for line in self._lines:
-            line.__exit__(None, None, None)
-        self.server.stop()
+        self.tear_down()
 
-    def _url(self, line: Proxy) -> str:
-        timeout_s = self.sizes.timeout_s
-        return f"{line.url}?socket_timeout={timeout_s}&socket_connect_timeout={timeout_s}"
-
-    def new_server(self) -> RedisServer:
-        """Make another server with the same options; it is not started."""
-        self._servers += 1
-        folder = self.folder / f"server-{self._servers}"
-        folder.mkdir()
-        environment = self.clock.environment if self.clock else None
-        return RedisServer(self._binary, folder, *self._options, port=free_port(), environment=environment)
-
-    def move_to(self, server: RedisServer) -> None:
-        """Let everybody go to another server from now on."""
-        self.server, self.client = server, server.client()
-        for line in self._lines:
-            line.port = server.port
-            line.cut()
+    def with_timeouts(self, url: str) -> str:
+        """Return a URL with the time-outs of every socket."""
+        return f"{url}?socket_timeout={self.sizes.timeout_s}&socket_connect_timeout={self.sizes.timeout_s}"
 
     def start_worker(self) -> Program:
         """Start one more worker."""
-        flags = {"--log-level": "warning", "--interval": "2s", "--batch-size": "10", "--events-maxlen": "100000000"}
-        worker = Program(self._url(self._lines[0]), *(word for flag in flags.items() for word in flag))
+        flags = {"log_level": "warning", "interval": "2s", "batch_size": "10", "events_maxlen": "100000000"}
+        settings = {**self.settings(of_workers=True), **flags}
+        url = settings.pop("redis_url", "redis://localhost")
+        words = (word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value)))
+        worker = Program(url, *words)
         self.workers.append(worker)
         return worker
 
     def wait_for(self, worker: Program) -> None:
         """Return once a worker has ticked."""
         name = f":{worker.pid}:".encode()
-        self.wait_until(lambda: any(name in id_ for id_ in self.client.zrange(KEYS.workers, 0, -1)), "a tick", _START_S)
+
+        def has_ticked() -> bool:
+            return all(any(name in id_ for id_ in client.zrange(keys.workers, 0, -1)) for client, keys in self.shards)
+
+        self.wait_until(has_ticked, "a tick")
 
     def end_worker(self, worker: Program, *, kill: bool) -> None:
         """Kill a worker, or tell it to stop and see that it does."""
@@ -143,17 +142,17 @@ class Bed:
             worker.signal(SIGTERM)
             code = worker.wait(self.sizes.timeout_s + DEADLINE_S)
             if code != 0:
-                self._dead.append(f"a worker was told to stop, and its exit code is {code}: {worker.lines[-5:]}")
+                self._complaints.append(f"a worker was told to stop, its exit code is {code}: {worker.lines[-5:]}")
         worker.kill()
-        self._dead += [f"a worker says {line}" for line in worker.lines if "Traceback" in line or line[:1] != "{"]
+        self._complaints += [f"a worker says {line}" for line in worker.lines if "Traceback" in line or line[:1] != "{"]
 
     def wait(self, seconds: float) -> None:
         """Let the load go on for a while."""
         time.sleep(seconds)
 
-    def wait_until(self, condition: Callable[[], object], what: str, patience_s: float = DEADLINE_S) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
         """Return as soon as the condition holds, whatever Redis says meanwhile; fail where it never does."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + _PATIENCE_S
         error: Exception | None = None
         while time.monotonic() < deadline:
             try:
@@ -164,49 +163,42 @@ class Bed:
             time.sleep(0.005)
         raise AssertionError(f"{what}: it never happened; {error!r}")
 
-    def hold_back(self, seconds: float) -> None:
-        """Pause expiry for a while, so that a drain follows."""
-        self.client.hset(KEYS.control, "paused", 1)
-        self.wait(seconds)
+    def begin_drain(self) -> None:
+        """Pause expiry for a while, and resume it; return at a random moment of the drain that follows."""
+        self._write_all({"paused": 1})
+        self.wait(_BACKLOG_S)
         self.resume()
+        self.wait(self.chance.uniform(0, 0.03))
 
     def resume(self) -> None:
         """Resume expiry."""
-        now = self.client.time()[0] * 1000
-        self.client.hset(KEYS.control, mapping=control.resuming("torture", now))  # type: ignore[arg-type]
-        self.client.publish(KEYS.wake, "1")
+        self._write_all(control.resuming("torture", int(time.time() * 1000)))
 
-    def pause_by_brake(self) -> bool:
-        """Say whether a worker has paused expiry by itself."""
-        pause = Control.read(self.client.hmget(KEYS.control, control.FIELDS)).pause  # type: ignore[arg-type]
-        return pause is not None and pause.is_brake
+    def _write_all(self, fields: Mapping[str, str | int]) -> None:
+        for client, keys in self.shards:
 
-    def change(self, weather: Weather, *, cut: bool = False) -> None:
-        """Change the weather for workers and checkouts; with `cut` all their connections are cut too."""
-        for line in self._lines:
-            line.weather = weather
-            if cut:
-                line.cut()
+            def write(client: redis.Redis = client, keys: ShardKeys = keys) -> bool:
+                client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
+                client.publish(keys.wake, "1")
+                return True
 
-    @property
-    def line(self) -> Proxy:
-        """The one of the workers."""
-        return self._lines[0]
+            self.wait_until(write, "a pause or its end")
 
     def settle(self) -> Verdict:
         """Close the shop, let everything that is due expire, stop the workers; judge."""
-        self.change(CLEAR)
+        self.calm()
         for worker in self.workers:
             worker.signal(SIGCONT)
         self.shop.close(10 * self.sizes.timeout_s + DEADLINE_S)
-        self.wait_until(self._is_done, "everything due expires", _SETTLE_S)
+        self.wait_until(lambda: not any(map(_has_work, self.shards)), "everything due expires")
         for worker in list(self.workers):
             self.end_worker(worker, kill=False)
         stories = Stories.read(self.folder.glob("*.record"))
-        verdict = judge(self.client, [KEYS], dict.fromkeys(PRODUCTS, STOCKED), stories)
-        verdict.wrong += self._dead
+        verdict = judge(self.shards, dict.fromkeys(PRODUCTS, STOCKED), stories)
+        verdict.wrong += self._complaints
         return verdict
 
-    def _is_done(self) -> bool:
-        soon = self.client.time()[0] * 1000 + _SOON_MS
-        return not self.client.zcount(KEYS.index, "-inf", soon)
+
+def _has_work(shard: tuple[redis.Redis, ShardKeys]) -> bool:
+    client, keys = shard
+    return client.zcount(keys.index, "-inf", client.time()[0] * 1000 + _SOON_MS) > 0

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.torture.bed import Bed, Sizes
 from tests.torture.clock import ServerClock
 from tests.torture.judge import Verdict
+from tests.torture.single import OneServer
 
 EXACT = "exact: nothing lost, nothing doubled"
 """What most faults promise."""
@@ -20,9 +22,10 @@ EXACT = "exact: nothing lost, nothing doubled"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a server must be like for a fault to strike it."""
+    """What the servers must be like for a fault to strike them."""
 
     options: tuple[str, ...] = ()
+    bed: type[Bed] = OneServer
     has_clock: bool = False
     """Whether the tests move its clock."""
 
@@ -33,8 +36,8 @@ class Fault:
 
     name: str
     title: str
-    strike: Callable[[Bed], None]
-    """Once; `bed.turn` says how often it was done before."""
+    strike: Callable[[Any], None]
+    """Strikes a bed of the host once; `bed.turn` says how often it was done before."""
     times: int
     quick_times: int = 2
     promise: str = EXACT
@@ -73,7 +76,7 @@ def run(plan: Iterable[Fault], host: Host, binary: Path, seed: int, sizes: Sizes
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     clock = ServerClock(folder) if host.has_clock else None
     struck: Counter[str] = Counter()
-    with Bed(binary, folder, seed, sizes, *host.options, clock=clock) as bed:
+    with host.bed(binary, folder, seed, sizes, host.options, clock) as bed:
         for fault in plan:
             bed.turn = struck[fault.name]
             fault.strike(bed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +42,21 @@ class Held:
     expires_at: int
 
 
-def judge(client: redis.Redis, shards: Iterable[ShardKeys], stocked: Mapping[str, int], stories: Stories) -> Verdict:
+Shards = Sequence[tuple[redis.Redis, ShardKeys]]
+"""A client for each, and its keys."""
+
+
+def judge(shards: Shards, stocked: Mapping[str, int], stories: Stories) -> Verdict:
     """Judge everything, once nobody writes any more."""
     held: dict[str, Held] = {}
     wrong: list[str] = []
-    events: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
-    for keys in shards:
-        of_shard = dict(_reservations(client, keys))
-        for id_, event in _events(client, keys):
-            events[id_].append(event)
-        wrong += _disagreements(client, keys, of_shard, events)
-        held |= of_shard
-    wrong += _miscounted(client, shards, stocked, held)
+    events: dict[str, list[dict[str, str]]] = {}
+    for client, keys in shards:
+        held_there, events_there = dict(_reservations(client, keys)), _events(client, keys)
+        wrong += _disagreements(client, keys, held_there, events_there)
+        held |= held_there
+        events |= events_there
+    wrong += _miscounted(shards, stocked, held)
     wrong += _unfounded(held, stories)
     lost = list(_forgotten(held, events, stories))
     ended = Counter(one.status for one in held.values())
@@ -73,12 +76,14 @@ def _reservations(client: redis.Redis, keys: ShardKeys) -> Iterator[tuple[str, H
                 yield key.decode().removeprefix(prefix), Held(product, int(quantity), status, int(expires_at))
 
 
-def _events(client: redis.Redis, keys: ShardKeys) -> Iterator[tuple[str, dict[str, str]]]:
+def _events(client: redis.Redis, keys: ShardKeys) -> dict[str, list[dict[str, str]]]:
+    events: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
     last = "-"
     while rows := _decoded(client.xrange(keys.events, last, count=_CHUNK)):
         for _, event in rows:
-            yield event["reservation_id"], event
+            events[event["reservation_id"]].append(event)
         last = f"({rows[-1][0]}"
+    return dict(events)
 
 
 def _disagreements(
@@ -99,20 +104,19 @@ def _disagreements(
     yield from (f"{_decoded(id_)} is in quarantine" for id_ in client.hkeys(keys.quarantine))
 
 
-def _miscounted(
-    client: redis.Redis, shards: Iterable[ShardKeys], stocked: Mapping[str, int], held: Mapping[str, Held]
-) -> Iterator[str]:
+def _miscounted(shards: Shards, stocked: Mapping[str, int], held: Mapping[str, Held]) -> Iterator[str]:
     units: Counter[tuple[str, str]] = Counter()
     for one in held.values():
         units[one.product_id, one.status] += one.quantity
     counted: Counter[str] = Counter()
     totals: Counter[str] = Counter()
-    for keys in shards:
+    for client, keys in shards:
         for product in stocked:
             stock = _decoded(client.hgetall(keys.stock_prefix + product))
             counted.update({f"{product}:{name}": int(value) for name, value in stock.items()})
         totals.update({name: int(float(total)) for name, total in _decoded(client.hgetall(keys.stats)).items()})
-    for product, stock_units in stocked.items():
+    for product, stocked_once in stocked.items():
+        stock_units = stocked_once * len(shards)  # each has its own, and one of them is used
         active, sold = units[product, "Active"], units[product, "Confirmed"]
         expected = (stock_units - active - sold, active)
         found = (counted[f"{product}:available"], counted[f"{product}:reserved"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from expirer.connect import connect_all
+from expirer.keys import shard_keys, shard_of
+from expirer.settings import Settings
 from tests.checkouts import LuaCheckout, PlainCheckout
 from tests.program import DEADLINE_S
 from tests.torture.record import Record, Step
@@ -37,8 +41,8 @@ _SHORT_MS = 1500
 class Shop:
     """The process; every checkout records into a file of its own in the folder."""
 
-    def __init__(self, url: str, folder: Path, seed: int) -> None:
-        self._command = [sys.executable, "-m", "tests.torture.shop", url, str(folder), str(seed)]
+    def __init__(self, settings: Mapping[str, Any], folder: Path, seed: int) -> None:
+        self._command = [sys.executable, "-m", "tests.torture.shop", json.dumps(settings), str(folder), str(seed)]
         self._opened = 0
         self.open()
 
@@ -60,10 +64,13 @@ class Shop:
 
 
 class _Checkout:
-    def __init__(self, url: str, path: Path, number: int, chance: random.Random, recent: deque[Step]) -> None:
-        # It never repeats a command by itself: what is repeated is recorded as a step of its own.
-        client = redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0))
-        self._checkout = (LuaCheckout, PlainCheckout)[number % 2](client)
+    def __init__(self, settings: Settings, path: Path, number: int, chance: random.Random, recent: deque[Step]) -> None:
+        # These clients never repeat a command by themselves: what is repeated is recorded as a step of its own.
+        clients = connect_all(settings).shards
+        self._shards = [
+            PlainCheckout(client, keys) if number % 2 else LuaCheckout(client, settings.shards)
+            for client, keys in zip(clients, shard_keys(settings), strict=True)
+        ]
         self._record = Record(path)
         self._name = path.stem
         self._serials = itertools.count(1)
@@ -75,8 +82,9 @@ class _Checkout:
         while not is_over.wait(self._chance.uniform(0, _PACE_S)):
             self._record.began(step)
             try:
+                checkout = self._shards[shard_of(step.product_id, len(self._shards))]
                 self._record.answered(
-                    self._checkout.step(step.operation, step.order_id, step.product_id, step.quantity, step.ms)
+                    checkout.step(step.operation, step.order_id, step.product_id, step.quantity, step.ms)
                 )
             except (redis.RedisError, OSError):
                 is_over.wait(_AFTER_AN_ERROR_S)
@@ -97,7 +105,7 @@ class _Checkout:
         return Step(operation, one.order_id, one.product_id, one.quantity, chance.randint(1, _SHORT_MS))
 
 
-def _main(url: str, folder: str, seed: str, opened: str) -> None:
+def _main(settings: str, folder: str, seed: str, opened: str) -> None:
     is_over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: is_over.set())
     recent: deque[Step] = deque(maxlen=200)
@@ -105,7 +113,7 @@ def _main(url: str, folder: str, seed: str, opened: str) -> None:
         checkouts = [
             threads.submit(
                 _Checkout(
-                    url,
+                    Settings(**json.loads(settings)),
                     Path(folder) / f"c{n}.{opened}.record",
                     n,
                     random.Random(f"{seed} {n} {opened}"),

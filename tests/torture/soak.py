@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from tests.torture.fault import Fault, Host
 from tests.torture.faults import FAULTS
 from tests.torture.faults.servers import ALWAYS
+from tests.torture.single import OneServer
 
 HOST = Host(ALWAYS.options, has_clock=True)
 """Any of them can strike it."""
-STRIKERS = [fault for fault in FAULTS.values() if not fault.may_lose]
+STRIKERS = [fault for fault in FAULTS.values() if fault.host.bed is OneServer and not fault.may_lose]
 
 
 def plan(seed: int, minutes: float) -> Iterator[Fault]:

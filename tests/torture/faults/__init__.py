@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from tests.torture.faults import clocks, network, processes, refusals, servers
+from tests.torture.faults import clocks, network, processes, refusals, servers, topologies
 
-FAULTS = {fault.name: fault for module in (processes, servers, network, refusals, clocks) for fault in module.FAULTS}
+FAULTS = {
+    fault.name: fault
+    for module in (processes, servers, network, refusals, clocks, topologies)
+    for fault in module.FAULTS
+}

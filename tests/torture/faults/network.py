@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.proxy import CLEAR, Way, Weather
-from tests.torture.bed import Bed
 from tests.torture.fault import Fault
+from tests.torture.single import OneServer
 
 _BYTES = 1500
 """More than a batch has, with what a new connection says first."""
 
 
-def cut(bed: Bed) -> None:
+def cut(bed: OneServer) -> None:
     """Cut a worker's connection after a byte, the next one each time, of what it asks or of what it is answered."""
     way: Way = ("request", "reply")[bed.turn % 2]
     bed.line.cut()
@@ -18,7 +18,7 @@ def cut(bed: Bed) -> None:
     bed.wait_until(lambda: bed.line.has_cut, "a cut")
 
 
-def black_hole(bed: Bed) -> None:
+def black_hole(bed: OneServer) -> None:
     """Let nothing through, either way, for longer than any time-out; then all of it arrives."""
     bed.change(Weather(silent=("request", "reply")))
     bed.wait(1.2 * bed.sizes.timeout_s)
@@ -26,7 +26,7 @@ def black_hole(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def half_open(bed: Bed) -> None:
+def half_open(bed: OneServer) -> None:
     """Let nothing through one way for longer than any time-out; then all of it arrives."""
     bed.change(Weather(silent=(("request", "reply")[bed.turn % 2],)))
     bed.wait(1.2 * bed.sizes.timeout_s)
@@ -34,7 +34,7 @@ def half_open(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def be_late(bed: Bed) -> None:
+def be_late(bed: OneServer) -> None:
     """Delay everything each way, by turns so that time-outs hold and so that they do not."""
     bed.change(Weather(delay_s=bed.sizes.latency_s if bed.turn % 2 else 0.6 * bed.sizes.timeout_s))
     bed.wait(6 * bed.sizes.latency_s)
@@ -42,7 +42,7 @@ def be_late(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def be_slow(bed: Bed) -> None:
+def be_slow(bed: OneServer) -> None:
     """Let no more than 4 kB a second through each connection."""
     bed.change(Weather(bytes_per_s=4000))
     bed.wait(bed.sizes.timeout_s)
@@ -50,7 +50,7 @@ def be_slow(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def flap(bed: Bed) -> None:
+def flap(bed: OneServer) -> None:
     """Cut everything and refuse new connections, let them in again, many times a second."""
     for _ in range(10):
         bed.change(Weather(refuses=True), cut=True)

@@ -7,13 +7,10 @@ from signal import SIGCONT, SIGSTOP
 from tests.torture.bed import Bed
 from tests.torture.fault import Fault
 
-_BACKLOG_S = 0.3
-
 
 def kill(bed: Bed) -> None:
     """Kill a worker at a random moment of a drain, and start another."""
-    bed.hold_back(_BACKLOG_S)
-    bed.wait(bed.chance.uniform(0, 0.03))
+    bed.begin_drain()
     bed.end_worker(bed.chance.choice(bed.workers), kill=True)
     bed.wait_for(bed.start_worker())
 
@@ -21,8 +18,7 @@ def kill(bed: Bed) -> None:
 def stop(bed: Bed) -> None:
     """Stop one to all workers at a random moment of a drain for longer than any time-out, and let them go on."""
     stopped = bed.chance.sample(bed.workers, bed.chance.randint(1, len(bed.workers)))
-    bed.hold_back(_BACKLOG_S)
-    bed.wait(bed.chance.uniform(0, 0.03))
+    bed.begin_drain()
     for worker in stopped:
         worker.signal(SIGSTOP)
     bed.wait(1.2 * bed.sizes.timeout_s)
@@ -35,7 +31,7 @@ def crowd(bed: Bed) -> None:
     crowd = [bed.start_worker() for _ in range(bed.sizes.fleet)]
     for worker in crowd:
         bed.wait_for(worker)
-    bed.hold_back(_BACKLOG_S)
+    bed.begin_drain()
     for n, worker in enumerate(crowd):
         bed.end_worker(worker, kill=n % 2 == 0)
 

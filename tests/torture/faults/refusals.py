@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from tests import weather
-from tests.torture.bed import Bed
 from tests.torture.fault import Fault
 from tests.torture.faults.servers import EVERY_SECOND
+from tests.torture.single import OneServer
 
 
-def fill_memory(bed: Bed) -> None:
+def fill_memory(bed: OneServer) -> None:
     """Leave no memory for a while."""
     with weather.full(bed.client):
         bed.wait(bed.chance.uniform(0.2, 1))
     bed.wait(0.3)
 
 
-def demote(bed: Bed) -> None:
+def demote(bed: OneServer) -> None:
     """Make the primary a replica of a server that is not there, for a while."""
     with weather.replica(bed.client):
         bed.wait(bed.chance.uniform(0.2, 1))
     bed.wait(0.3)
 
 
-def fill_disk(bed: Bed) -> None:
+def fill_disk(bed: OneServer) -> None:
     """Leave no room on the disk for a while; start the server again where it has ended by that."""
     with weather.full_disk(bed.client):
         bed.wait(bed.chance.uniform(0, 0.5))
@@ -31,7 +31,7 @@ def fill_disk(bed: Bed) -> None:
     bed.wait(0.3)
 
 
-def flush_scripts(bed: Bed) -> None:
+def flush_scripts(bed: OneServer) -> None:
     """Let the server forget every script."""
     bed.client.script_flush()
     bed.wait(bed.chance.uniform(0, 0.1))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.proxy import Proxy, Weather
-from tests.torture.bed import Bed
 from tests.torture.fault import Fault, Host
+from tests.torture.single import OneServer
 
 _LOGGED = ("--appendonly", "yes", "--auto-aof-rewrite-min-size", "4mb", "--appendfsync")
 ALWAYS = Host((*_LOGGED, "always"))
 EVERY_SECOND = Host((*_LOGGED, "everysec"))
-_AGREES = "what the server lost is named; what survived agrees exactly"
+AGREES = "what the server lost is named; what survived agrees exactly"
 
 
-def crash(bed: Bed) -> None:
+def crash(bed: OneServer) -> None:
     """Kill the server, and start it again on what is on its disk."""
     bed.wait(bed.chance.uniform(0.3, 1))
     bed.server.stop()
@@ -23,7 +23,7 @@ def crash(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def lose_power(bed: Bed) -> None:
+def lose_power(bed: OneServer) -> None:
     """Kill the server, and take up to a second of writes from its disk, as a machine that goes dark would."""
     file = _append_only_file(bed)
     on_disk = file.stat().st_size
@@ -41,7 +41,7 @@ def lose_power(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def fail_over(bed: Bed) -> None:
+def fail_over(bed: OneServer) -> None:
     """Kill the server while its replica lags behind; everybody goes to the replica."""
     primary, replica = bed.server, bed.new_server()
     with Proxy(primary.port) as line:
@@ -58,7 +58,7 @@ def fail_over(bed: Bed) -> None:
     bed.wait(0.5)
 
 
-def _append_only_file(bed: Bed) -> Path:
+def _append_only_file(bed: OneServer) -> Path:
     # Redis 7 and later have a folder of them, of which the newest grows.
     return max(bed.server.folder.rglob("*.aof"), key=lambda path: (path.stat().st_mtime_ns, ".incr." in path.name))
 
@@ -70,7 +70,7 @@ FAULTS = (
         "the primary killed with -9 and up to a second of its log lost, `appendfsync everysec`",
         lose_power,
         times=20,
-        promise=_AGREES,
+        promise=AGREES,
         host=EVERY_SECOND,
         may_lose=True,
     ),
@@ -79,7 +79,7 @@ FAULTS = (
         "the primary killed with -9 while its replica lags; the replica takes over",
         fail_over,
         times=20,
-        promise=_AGREES,
+        promise=AGREES,
         host=Host(("--repl-diskless-sync-delay", "0")),
         may_lose=True,
     ),
