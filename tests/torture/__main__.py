@@ -19,7 +19,7 @@ from tests.torture.results import Told
 _SIZES = Sizes()
 TOLD = {name: Told(fault.title, fault.promise) for name, fault in FAULTS.items()} | {
     "fuzz": Told("due entries of random types, sizes, encodings and numbers", "each ends in one place; none blocks"),
-    "soak": Told("all that promise to be exact, at random", EXACT),
+    "soak": Told("those of one server that promise to be exact, at random", EXACT),
 }
 
 
