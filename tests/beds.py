@@ -6,8 +6,7 @@ connects to it. A test that breaks a bed has one of its own.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGSTOP
@@ -36,15 +35,38 @@ class Replicated:
     Args:
         options: of every server, as on its command line.
         sentinel_lines: of every Sentinel, as in its configuration file.
+        login: what a client of the tests needs to connect to a server, such as a password.
+        sentinel_login: the same for a Sentinel.
+        tls: the authority's certificate, where all speak TLS.
 
     """
 
-    def __init__(self, binary: Path, folder: Path, *options: str, sentinel_lines: tuple[str, ...] = ()) -> None:
+    def __init__(  # each with a default
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        sentinel_lines: tuple[str, ...] = (),
+        login: dict[str, Any] | None = None,
+        sentinel_login: dict[str, Any] | None = None,
+        tls: Path | None = None,
+    ) -> None:
         self._binary = binary
+        self._tls = tls
+        self._options = options
         self._folder = folder
         self._sentinel_lines = sentinel_lines
+        self._sentinel_login = sentinel_login
         self.servers = [
-            RedisServer(binary, _made(folder / f"server-{number}"), *_REPLICATION, *options, port=free_port())
+            RedisServer(
+                binary,
+                _made(folder / f"server-{number}"),
+                *_REPLICATION,
+                *options,
+                port=free_port(),
+                login=login,
+                tls=tls,
+            )
             for number in range(3)
         ]
         self.sentinels: list[RedisServer] = []
@@ -70,6 +92,8 @@ class Replicated:
             "redis_sentinels": ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels),
             "redis_sentinel_service": SERVICE,
         }
+        if self._tls is not None:
+            self.settings["redis_url"] = f"rediss:///0?ssl_ca_certs={self._tls}"
         wait_until(lambda: all(self._known(sentinel) == (2, 2) for sentinel in self.sentinels))
 
     def stop(self) -> None:
@@ -129,7 +153,15 @@ class Replicated:
             *self._sentinel_lines,
         )
         configuration.write_text("".join(f"{line}\n" for line in lines))
-        sentinel = RedisServer(self._binary, folder, port=free_port(), sentinel=configuration)
+        sentinel = RedisServer(
+            self._binary,
+            folder,
+            *(self._options if self._tls else ()),
+            port=free_port(),
+            sentinel=configuration,
+            login=self._sentinel_login,
+            tls=self._tls,
+        )
         sentinel.start()
         return sentinel
 
@@ -139,10 +171,12 @@ class Cluster:
 
     Args:
         options: of every node, as on its command line.
+        tls: the authority's certificate, where all speak TLS.
 
     """
 
-    def __init__(self, binary: Path, folder: Path, *options: str) -> None:
+    def __init__(self, binary: Path, folder: Path, *options: str, tls: Path | None = None) -> None:
+        self._tls = tls
         self._binary = binary
         self._folder = folder
         self._options = options
@@ -160,7 +194,9 @@ class Cluster:
         """Start the nodes and join them; return once each says that the Cluster is ok, and all replicas follow."""
         for _ in range(6):
             self._node()
-        self.settings = {"redis_cluster": True, "redis_url": f"redis://127.0.0.1:{self.nodes[0].port}"}
+        address = f"127.0.0.1:{self.nodes[0].port}"
+        url = f"redis://{address}" if self._tls is None else f"rediss://{address}/0?ssl_ca_certs={self._tls}"
+        self.settings = {"redis_cluster": True, "redis_url": url}
         for number, node in enumerate(self.nodes):
             _execute(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         self._meet(self.nodes[0])
@@ -184,7 +220,8 @@ class Cluster:
     def client(self) -> RedisCluster:
         """Return a new client of the whole Cluster."""
         node = next(node for node in self.nodes if node.runs)
-        return RedisCluster(host="127.0.0.1", port=node.port, protocol=2, socket_timeout=5)
+        options = _tls(self._tls)
+        return RedisCluster(host="127.0.0.1", port=node.port, protocol=2, socket_timeout=5, **options)
 
     def wait_until_ok(self) -> None:
         """Return once each running node says that the Cluster is ok."""
@@ -289,7 +326,7 @@ class Cluster:
             port = free_port()
         node = RedisServer(
             self._binary, _made(self._folder / f"node-{port}"), "--cluster-enabled", "yes",
-            "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *_REPLICATION, *self._options, port=port,
+            "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *_REPLICATION, *self._options, port=port, tls=self._tls,
         )  # fmt: skip
         node.start()
         self.nodes.append(node)
@@ -327,13 +364,12 @@ def hung(server: RedisServer) -> Iterator[None]:
         server.resume()
 
 
-def during(act: Callable[[], object], seconds: float) -> int:
-    """Repeat something for so long; return how often."""
-    deadline, count = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
-        act()
-        count += 1
-    return count
+def wait_for_replicas(server: RedisServer, count: int) -> None:
+    """Return once so many replicas have all that was written so far."""
+    with _client(server) as client:
+        # The Cluster's shops are not disturbed by it: a wait is for what its own connection has published.
+        client.publish("tests", "a mark")
+        client.wait(count, 0)
 
 
 def _follows(replica: RedisServer) -> bool:
@@ -353,7 +389,13 @@ def _raw(server: RedisServer, *command: str) -> bytes:
 
 
 def _client(server: RedisServer) -> Any:  # noqa: ANN401  # redis-py leaves half of its commands untyped
-    return redis.Redis(port=server.port, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+    retry = Retry(NoBackoff(), 0)
+    options = {**server.login, **_tls(server.tls)}
+    return redis.Redis(host="127.0.0.1", port=server.port, protocol=2, retry=retry, socket_timeout=5, **options)
+
+
+def _tls(authority: Path | None) -> dict[str, Any]:
+    return {} if authority is None else {"ssl": True, "ssl_ca_certs": str(authority)}
 
 
 def _made(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -60,11 +61,13 @@ class RedisServer:
     Args:
         options: as on its command line.
         sentinel: its configuration file, where it is a Sentinel.
+        login: what a client of the tests needs besides the address, such as a password.
+        tls: the authority's certificate, where the port speaks TLS.
         environment: what it has besides ours.
 
     """
 
-    def __init__(
+    def __init__(  # each with a default
         self,
         binary: Path,
         folder: Path,
@@ -72,12 +75,16 @@ class RedisServer:
         port: int = 0,
         sentinel: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        login: dict[str, Any] | None = None,
+        tls: Path | None = None,
     ) -> None:
         self._binary = binary
         self.folder = folder
         self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
         self._configuration = (sentinel,) if sentinel else ()
         self._environment = {**os.environ, **(environment or {})}
+        self.login = login or {}
+        self.tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.socket = folder / "redis.sock"
@@ -86,7 +93,7 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> None:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
-            self._binary, *self._configuration, "--port", str(self.port), "--bind", "127.0.0.1",
+            self._binary, *self._configuration, *self._ports(), "--bind", "127.0.0.1",
             "--unixsocket", self.socket, "--dir", self.folder, "--logfile", self.folder / "redis.log",
             *self._options,
         ]  # fmt: skip
@@ -103,9 +110,13 @@ class RedisServer:
         """Of the process, while it runs."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
+    def _ports(self) -> tuple[str, ...]:
+        port = str(self.port)
+        return ("--port", port) if self.tls is None else ("--port", "0", "--tls-port", port)
+
     def client(self) -> redis.Redis:
         """Return a new client that never repeats a command."""
-        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+        return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5, **self.login)
 
     def signal(self, number: signals.Signals) -> None:
         """Send a signal to the process."""

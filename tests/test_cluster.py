@@ -25,7 +25,7 @@ from expirer.operate.picture import Camera
 from expirer.operate.tail import _follow_all, _positions
 from expirer.settings import Settings
 from expirer.verbs import VERBS
-from tests.beds import Cluster, hung
+from tests.beds import Cluster, hung, wait_for_replicas
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -351,7 +351,7 @@ def test_a_lost_primary_is_replaced(own_cluster: Cluster) -> None:
     lost = own_cluster.primary_of(shops[0].keys.control)
     for backlog in backlogs:
         backlog.add(2000)
-    wait_until(lambda: lost.client().wait(1, 0) == 1)
+    wait_for_replicas(lost, 1)
 
     with Program(own_cluster.settings["redis_url"], "--batch-size", "10", redis_cluster=True, shards=3) as program:
         wait_until(lambda: {0} <= {entry["shard"] for entry in program.of("reservation_expired")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from expirer.connect import connect_all
 from expirer.crew import Crew
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys
+from expirer.operate.audit import _Recount
+from expirer.operate.survey import Survey
 from expirer.settings import Settings
 from tests.beds import Cluster
 from tests.conftest import Log
@@ -194,6 +197,18 @@ def test_a_verb_that_mends_does_nothing_by_halves(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("expirer: ")]
     assert (1, 1) == (code, len(lines)), lines
     assert before == move.contents()
+
+
+def test_an_audit_ends_where_its_shard_moves_away(bed: Cluster, move: Move) -> None:
+    """An audit that listened on the old server judges nothing on the new one, where it may have missed a write."""
+    fill(move.shop, move.source.client())
+    settings = Settings(**bed.settings)
+    with connect_all(settings) as servers, closing(Survey(servers, settings)) as survey:
+        move.begin()
+        move.end()
+
+        with pytest.raises(redis.RedisError, match="repeat the audit"):
+            _Recount(survey, 0, b"mug").read()
 
 
 def test_the_next_tick_but_one_goes_to_the_new_primary(move: Move, crew: Crew, log: Log) -> None:

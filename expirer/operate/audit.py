@@ -262,6 +262,7 @@ class _Recount:
         settings = self._survey.settings
         self._catch_up()  # most is read before the watch, so that little can happen under it
         pipe.watch(self.key)
+        self._survey.require_heard(pipe.connection)
         self._catch_up()
         type_ = pipe.type(self.key).decode()
         available = reserved = None

@@ -35,6 +35,10 @@ class Feed:
             raise
         self._listener = listener
 
+    def hears(self, connection: Any) -> bool:  # noqa: ANN401  # redis-py's kinds of connection share no type
+        """Say whether what is written on the server of a connection is heard."""
+        return _server(connection) == _server(self._listener)
+
     def written(self) -> set[bytes]:
         """Return the keys written since the last call: all whose writing was over when this one was made.
 
@@ -62,3 +66,7 @@ class Feed:
         connection = self._pool.get_connection()
         self._connections.append(connection)
         return connection
+
+
+def _server(connection: Any) -> tuple[object, object]:  # noqa: ANN401  # see Feed.hears
+    return getattr(connection, "host", None), getattr(connection, "port", None)  # neither: the only socket there is

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from expirer import scripts
 from expirer.connect import Servers
@@ -87,6 +87,11 @@ class Survey:
         for feed in self._feeds:
             feed.close()
         self._feeds.clear()
+
+    def require_heard(self, connection: Any) -> None:  # noqa: ANN401  # redis-py's kinds of connection share no type
+        """Raise RedisError where a shard has another server than when the audit began to listen."""
+        if not any(feed.hears(connection) for feed in self._feeds):
+            raise RedisError("a shard has moved to another server, where nobody listened; repeat the audit")
 
     def size(self) -> int:
         """Return how many keys there are, of whatever kind."""

@@ -1,0 +1,116 @@
+"""What the settings promise about where Redis is: what cannot be meant is refused in one line, with the way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from expirer.connect import connect_all, location, redact
+from expirer.keys import shard_keys, slot_of
+from expirer.settings import ConfigurationError, Settings, load
+
+CLUSTER = {"redis_cluster": "true"}
+OURS = "in a Redis Cluster all keys of a shard need the hash tag {inventory}, which EXPIRER_NAMESPACE sets"
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({**CLUSTER, "redis_sentinels": "a:1"}, "EXPIRER_REDIS_CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other"),
+        ({**CLUSTER, "redis_url": "unix:///run/redis.sock"}, "EXPIRER_REDIS_URL is a socket of this machine"),
+        ({"redis_sentinels": "a:1", "redis_url": "unix:///run/redis.sock"}, "EXPIRER_REDIS_URL is a socket of this"),
+        ({**CLUSTER, "redis_url": "redis://a:1/3"}, "EXPIRER_REDIS_URL names a database: a Cluster has only 0"),
+        ({**CLUSTER, "redis_url": "redis://a:1?db=3"}, "EXPIRER_REDIS_URL names a database: a Cluster has only 0"),
+        ({"redis_url": "redis://a:1,b:2"}, "EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true"),
+        ({"redis_url": "redis://a:1,b:x"}, "--redis-url: has an invalid host or port"),
+        ({"redis_sentinels": "a:1,b"}, "--redis-sentinels: 'b' is not host:port, as sentinel-1:26379 is"),
+        ({"redis_sentinels": "a:1,b:x"}, "--redis-sentinels: 'b:x' is not host:port"),
+        ({"redis_cluster": "maybe"}, "--redis-cluster=maybe: "),
+        ({"min_replicas_ack": "-1"}, "--min-replicas-ack=-1: "),
+        ({"redis_sentinel_password_file": "/nowhere"}, "--redis-sentinel-password-file: cannot read '/nowhere'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(flags: dict[str, str], problem: str) -> None:
+    """Settings that exclude each other, and addresses that are none, stop the start in one line."""
+    with pytest.raises(ConfigurationError) as refused:
+        load(flags)
+
+    [line] = refused.value.problems
+    assert line.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("layout", "problems"),
+    [
+        (
+            {"index_key": "holds"},
+            [f"EXPIRER_INDEX_KEY=holds lives in another slot than {{inventory}}:control; {OURS}"],
+        ),
+        (
+            {"events_key": "{shop}:gone", "stock_prefix": "stock:"},
+            [
+                f"EXPIRER_EVENTS_KEY={{shop}}:gone lives in another slot than {{inventory}}:control; {OURS}",
+                f"EXPIRER_STOCK_PREFIX=stock: puts its keys into other slots than {{inventory}}:control; {OURS}",
+            ],
+        ),
+        (
+            {"reservation_prefix": ""},
+            [f"EXPIRER_RESERVATION_PREFIX= puts its keys into other slots than {{inventory}}:control; {OURS}"],
+        ),
+        (
+            {"reservation_prefix": "hold:{inventory"},
+            [
+                f"EXPIRER_RESERVATION_PREFIX=hold:{{inventory puts its keys into other slots than {{inventory}}:control; {OURS}"
+            ],
+        ),
+        (
+            {"reservation_prefix": "{}inventory:"},
+            [
+                f"EXPIRER_RESERVATION_PREFIX={{}}inventory: puts its keys into other slots than {{inventory}}:control; {OURS}"
+            ],
+        ),
+    ],
+)
+def test_a_layout_that_a_cluster_would_spread_is_refused(layout: dict[str, str], problems: list[str]) -> None:
+    """In a Cluster the names that would put keys of one shard into several slots are named, with the way out."""
+    with pytest.raises(ConfigurationError) as refused:
+        connect_all(load({**CLUSTER, **layout}))
+
+    assert problems == refused.value.problems
+
+
+def test_a_layout_of_its_own_with_one_tag_is_taken() -> None:
+    """Names of its own are welcome in a Cluster where they share a tag, which the namespace names."""
+    own = {
+        "index_key": "holds:{shop}",
+        "reservation_prefix": "hold:{shop}:",
+        "stock_prefix": "{shop}",
+        "namespace": "shop",
+    }
+
+    [keys] = shard_keys(load({**CLUSTER, **own}))
+
+    assert slot_of(keys) == slot_of(shard_keys(load({"namespace": "shop"}))[0])
+
+
+def test_elsewhere_any_layout_is_taken() -> None:
+    """Without a Cluster no name needs a tag."""
+    assert connect_all(load({"index_key": "holds", "reservation_prefix": ""})).shards
+
+
+def test_several_nodes_are_one_location() -> None:
+    """What is logged of the address names every start node, and no password."""
+    settings = load({**CLUSTER, "redis_url": "rediss://ann:hunter2@a:7000,b:7001/0?socket_timeout=2"})
+
+    assert "rediss://a:7000,b:7001/0" == location(settings)
+
+
+def test_the_password_of_the_sentinels_is_redacted() -> None:
+    """A password of the Sentinels in an error's text becomes stars, as the server's does."""
+    settings = Settings(redis_url="redis://:hunter2@host", **load_secret("hunter3"))
+
+    assert "AUTH ***, then ***" == redact("AUTH hunter2, then hunter3", settings)
+
+
+def load_secret(password: str) -> dict[str, str]:
+    """Return the setting of the Sentinels' password."""
+    return {"redis_sentinel_password": password}
