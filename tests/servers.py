@@ -67,7 +67,7 @@ class RedisServer:
 
     """
 
-    def __init__(  # each with a default
+    def __init__(
         self,
         binary: Path,
         folder: Path,
