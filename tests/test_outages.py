@@ -26,7 +26,7 @@ from tests.inventory import Inventory, contents
 from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
-from tests.weather import busy, full, full_disk, replica
+from tests.weather import busy, full, full_disk, linux_only, replica
 
 MakeWorker = Callable[[str], Worker]
 
@@ -93,7 +93,7 @@ def test_flushed_scripts_are_no_error(
     backlog.assert_expired_once()
 
 
-@pytest.mark.parametrize("weather", [full, full_disk, replica, busy])
+@pytest.mark.parametrize("weather", [full, pytest.param(full_disk, marks=linux_only), replica, busy])
 def test_a_refusal_changes_nothing(
     own_server: RedisServer,
     own_client: redis.Redis,

@@ -11,8 +11,10 @@ from tests.torture.bed import QUICK
 from tests.torture.fault import Fault, run
 from tests.torture.faults import FAULTS
 from tests.torture.several import Clustered
+from tests.weather import linux_only
 
 
+@linux_only
 @pytest.mark.usefixtures("_compiler")
 def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ import redis
 
 from tests.program import wait_until
 from tests.servers import free_port
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="limits of another process, and a preloaded clock")
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import redis
 
 from expirer.keys import ShardKeys
-from tests.program import Program, wait_until
+from tests.program import DEADLINE_S, Program, wait_until
 from tests.servers import RedisServer
 from tests.torture.fault import Outcome
 from tests.torture.judge import Verdict
@@ -90,9 +91,8 @@ def _entry(chance: random.Random, n: int) -> Entry:
     if chance.random() < 0.03:
         kind = chance.randrange(-1, _IS_HASH)
         return Entry(id_, score, {}, kind, "quarantined")
-    status, status_end = _drawn(chance, _STATUSES, ((b"Active", ""),) * 9 + tuple(
-        (word, "skipped") for word in (b"Confirmed", b"Released", b"Expired")
-    ))  # fmt: skip
+    ended = tuple((word, "skipped") for word in (b"Confirmed", b"Released", b"Expired"))
+    status, status_end = _drawn(chance, _STATUSES, (*((b"Active", ""),) * 9, *ended))
     time_, time_end = _drawn(
         chance,
         _TIMES,
@@ -137,22 +137,24 @@ def run(binary: Path, seed: int, entries: int) -> Outcome:
             chance = random.Random(f"{seed} {turn}")
             some = [_entry(chance, n) for n in range(start, start + size)]
             _write(client, some)
-            with_another_type(client, workers, _NAMES[turn % len(_NAMES)], chance)
+            _with_another_type(client, workers, _NAMES[turn % len(_NAMES)], chance)
             client.publish(_KEYS.wake, "1")
             wait_until(lambda: not client.zcount(_KEYS.index, "-inf", _LATER - 1))
             verdict.wrong += _judge(client, some)
             ends.update(entry.end for entry in some)
             client.flushall()
-        verdict.wrong += [
-            line for one in workers for line in one.lines if "Traceback" in line or not one.of("processing_error")
-        ]
+        for worker in workers:
+            worker.signal(SIGTERM)
+            if (code := worker.wait(DEADLINE_S)) != 0:
+                verdict.wrong.append(f"a worker was told to stop, its exit code is {code}: {worker.lines[-5:]}")
+            verdict.wrong += [line for line in worker.lines if "Traceback" in line]
     shutil.rmtree(folder)
     verdict.ended = dict(ends)
     verdict.steps = ends.total()
     return Outcome({"fuzz": ends.total()}, seed, round(time.monotonic() - began_at), verdict)
 
 
-def with_another_type(client: redis.Redis, workers: list[Program], name: str, chance: random.Random) -> None:
+def _with_another_type(client: redis.Redis, workers: list[Program], name: str, chance: random.Random) -> None:
     """Let a key of the contract hold another type until every worker has met it, and put it back."""
     key, aside = getattr(_KEYS, name), "aside"
     kinds = [kind for kind in _OF_ANOTHER_TYPE if kind is not _OF_ANOTHER_TYPE[_sound(name)]]
