@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import redis.cluster
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, parse_url
+from redis.connection import Connection, DefaultParser, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.retry import Retry
@@ -23,6 +24,8 @@ from expirer.settings import ConfigurationError, Settings, host_ports
 
 _PORT = 6379
 _TIMEOUT_S = 5.0
+_PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
+"""Before redis-py 6 no other knows the errors of a Cluster by name."""
 _OF_THE_SERVER = ("credential_provider", "db", "password", "username")
 """Options that do not fit its Sentinels."""
 
@@ -104,6 +107,7 @@ def connect_all(settings: Settings) -> Servers:
             options["credential_provider"] = PasswordFile(settings.redis_password_file, options.pop("username", None))
         defaults = {
             "client_name": "expirer",
+            "parser_class": _PARSER,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": _TIMEOUT_S,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,6 @@ Address = tuple[str, int]
 
 _PATIENCE_S = 1.0
 """For one that is asked; the next may know as well."""
-_FRESH_S = 0.02
-"""Shards that look for their primaries at one time ask once; the shortest pause after an error is longer."""
 
 
 class LocatedConnection(Connection):
@@ -133,7 +132,7 @@ class Cluster:
     def __init__(self, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
         self._directory = _Directory(addresses, options)
         self._lock = threading.Lock()
-        self._read_at = -_FRESH_S
+        self._read_at = -math.inf
         self._ranges: list[tuple[int, int, Address]] = []
 
     def primary(self, slot: int) -> Address:
@@ -143,8 +142,9 @@ class Cluster:
             ConnectionError: none answers, or none serves the slot.
 
         """
+        asked_at = time.monotonic()
         with self._lock:
-            if time.monotonic() - self._read_at >= _FRESH_S:
+            if self._read_at < asked_at:  # else another asked meanwhile, and this one waited for it
                 self._read()
             for first, last, address in self._ranges:
                 if first <= slot <= last:
@@ -152,10 +152,10 @@ class Cluster:
         raise NoConnection(f"no node of the Cluster serves slot {slot}")
 
     def _read(self) -> None:
+        self._read_at = time.monotonic()
         (asked, _), rows = self._directory.ask("CLUSTER", "SLOTS")
         self._ranges = [(first, last, _node(nodes[0], asked)) for first, last, *nodes in rows]
         self._directory.learn(*(_node(node, asked) for _, _, *nodes in rows for node in nodes))
-        self._read_at = time.monotonic()
 
 
 def _node(row: Sequence[Any], asked: str) -> Address:

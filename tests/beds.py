@@ -105,10 +105,9 @@ class Replicated:
         """Return the server that says it is the primary, and runs; the last one made so where there are two."""
         roles = {}
         for server in self.servers:
-            with suppress(redis.RedisError):
-                info: Any = server.client().info()
-                if info["role"] == "master":
-                    roles[info["connected_slaves"], server.port] = server
+            info = info_of(server)
+            if info.get("role") == "master":
+                roles[info["connected_slaves"], server.port] = server
         return roles[max(roles)]
 
     def replicas(self) -> list[RedisServer]:
@@ -127,7 +126,7 @@ class Replicated:
         wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels))
         port = self._named(self.sentinels[0])
         new = next(server for server in self.servers if server.port == port)
-        wait_until(lambda: new.client().info()["role"] == "master")
+        wait_until(lambda: info_of(new).get("role") == "master")
         return new
 
     def _asks_for_failover(self) -> bool:
@@ -312,7 +311,7 @@ class Cluster:
     def _promote(self, primary: RedisServer, *how: str) -> RedisServer:
         replica = self.replica_of(primary)
         _execute(replica, "CLUSTER", "FAILOVER", *how)
-        wait_until(lambda: replica.client().info()["role"] == "master")
+        wait_until(lambda: info_of(replica).get("role") == "master")
         wait_until(lambda: all(self._has_slots(node, replica) for node in self._running()))
         self.wait_until_ok()
         return replica
@@ -372,9 +371,16 @@ def wait_for_replicas(server: RedisServer, count: int) -> None:
         client.wait(count, 0)
 
 
+def info_of(server: RedisServer) -> dict[str, Any]:
+    """Return what a server says of itself; nothing where it does not answer, or hangs up: a Sentinel may tell it to."""
+    with suppress(redis.RedisError):
+        info: dict[str, Any] = server.client().info()
+        return info
+    return {}
+
+
 def _follows(replica: RedisServer) -> bool:
-    info: Any = replica.client().info()
-    return bool(info.get("master_link_status") == "up")
+    return bool(info_of(replica).get("master_link_status") == "up")
 
 
 def _execute(server: RedisServer, *command: Any) -> Any:  # noqa: ANN401  # as redis-py has it

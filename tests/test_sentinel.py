@@ -14,7 +14,7 @@ from expirer.crew import Crew
 from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.beds import SERVICE, Replicated, hung, wait_for_replicas
+from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -64,7 +64,7 @@ def test_a_replica_that_was_the_primary_is_let_go(replicated: Replicated, log: L
     wait_for_replicas(old, 2)
     replicated.failover()
 
-    wait_until(lambda: old.client().info()["role"] == "slave")
+    wait_until(lambda: info_of(old).get("role") == "slave")
     wait_until(lambda: worker.tick().expired == 1)
 
     assert (10, 0) == Inventory(replicated.primary().client()).counters("mug")
