@@ -73,7 +73,7 @@ def full_disk(client: redis.Redis) -> Iterator[str]:
     yield "MISCONF"
     with suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
-        wait_until(lambda: takes_writes(client))
+        wait_until(lambda: takes_writes(client) and not client.exists("probe"))
 
 
 def takes_writes(client: redis.Redis) -> bool:

@@ -160,16 +160,14 @@ def _with_another_type(client: redis.Redis, workers: list[Program], name: str, c
     kinds = [kind for kind in _OF_ANOTHER_TYPE if kind is not _OF_ANOTHER_TYPE[_sound(name)]]
     met = [len(worker.of("processing_error")) for worker in workers]
     with client.pipeline() as pipe:
-        if client.exists(key):
-            pipe.rename(key, aside)
+        pipe.rename(key, aside)  # refused where there is none
         chance.choice(kinds)(pipe, key)
-        pipe.execute()
+        pipe.execute(raise_on_error=False)
     wait_until(lambda: all(len(one.of("processing_error")) > before for one, before in zip(workers, met, strict=True)))
     with client.pipeline() as pipe:
         pipe.delete(key)
-        if client.exists(aside):
-            pipe.rename(aside, key)
-        pipe.execute()
+        pipe.rename(aside, key)
+        pipe.execute(raise_on_error=False)
 
 
 def _sound(name: str) -> int:
