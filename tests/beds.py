@@ -6,6 +6,7 @@ connects to it. A test that breaks a bed has one of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
