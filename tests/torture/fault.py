@@ -40,6 +40,7 @@ class Fault:
     """Strikes a bed of the host once; `bed.turn` says how often it was done before."""
     times: int
     quick_times: int = 2
+    """In `make test`, where 0 leaves it to the long run."""
     promise: str = EXACT
     host: Host = Host()
     may_lose: bool = False
