@@ -91,7 +91,7 @@ FAULTS = (
         "swaps",
         "Cluster: a primary exchanged with its replica (`CLUSTER FAILOVER`)",
         swap,
-        times=20,
+        times=_SWAPS,
         quick_times=1,
         host=_CALM,
     ),
