@@ -26,8 +26,8 @@ _PORT = 6379
 _TIMEOUT_S = 5.0
 _PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
 """Before redis-py 6 no other knows the errors of a Cluster by name."""
-_OF_THE_SERVER = ("credential_provider", "db", "password", "username")
-"""Options that do not fit its Sentinels."""
+_OF_THE_SERVER = ("client_name", "credential_provider", "db", "password", "username")
+"""Options that its Sentinels do not need, or would refuse."""
 
 
 class PasswordFile(CredentialProvider):
@@ -83,8 +83,8 @@ class Servers:
         if self.cluster is None:
             return {"": self.shards[0]}
         each: dict[str, Redis] = {}
-        for client, slot in zip(self.shards, self.slots, strict=True):
-            each.setdefault(shown(self.cluster.primary(slot)), client)
+        for client, address in zip(self.shards, self.cluster.primaries(self.slots), strict=True):
+            each.setdefault(shown(address), client)
         return each
 
 

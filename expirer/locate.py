@@ -68,6 +68,7 @@ class _Directory:
 
     def __init__(self, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
         self._addresses = list(addresses)
+        self._start = frozenset(addresses)
         self._options = {name: value for name, value in options.items() if name != "connection_class"}
         self._kind = options.get("connection_class", Connection)
         for name in ("socket_timeout", "socket_connect_timeout"):
@@ -90,8 +91,10 @@ class _Directory:
         raise NoConnection("; ".join(problems))
 
     def learn(self, *addresses: Address) -> None:
-        """Ask these as well."""
-        self._addresses = list(dict.fromkeys((*self._addresses, *addresses)))
+        """Ask these as well, and of all others only those of the start: nodes come and go for months."""
+        known = self._start.union(addresses)
+        kept = (address for address in self._addresses if address in known)
+        self._addresses = list(dict.fromkeys((*kept, *addresses)))
 
     def _ask(self, address: Address, command: tuple[str, ...]) -> Any:  # noqa: ANN401  # what Redis replies
         host, port = address
@@ -136,19 +139,26 @@ class Cluster:
         self._ranges: list[tuple[int, int, Address]] = []
 
     def primary(self, slot: int) -> Address:
-        """Return where the primary of a slot is, as the first node that answers says.
+        """Return where the primary of a slot is, as the first node that answers says; see `primaries`."""
+        return self.primaries([slot])[0]
+
+    def primaries(self, slots: Sequence[int]) -> list[Address]:
+        """Return the same for several slots, in their order.
 
         Raises:
-            ConnectionError: none answers, or none serves the slot.
+            ConnectionError: none answers, or none serves one of the slots.
 
         """
         asked_at = time.monotonic()
         with self._lock:
             if self._read_at < asked_at:  # else another asked meanwhile, and this one waited for it
                 self._read()
-            for first, last, address in self._ranges:
-                if first <= slot <= last:
-                    return address
+            return [self._owner(slot) for slot in slots]
+
+    def _owner(self, slot: int) -> Address:
+        for first, last, address in self._ranges:
+            if first <= slot <= last:
+                return address
         raise NoConnection(f"no node of the Cluster serves slot {slot}")
 
     def _read(self) -> None:

@@ -18,7 +18,8 @@ from expirer import cli
 from expirer.connect import Servers
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.beds import Cluster, Replicated
+from tests.beds import Replicated
+from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_compiler, find_server, free_port
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,21 +19,18 @@ from expirer.connect import connect_all
 from expirer.crew import Crew
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys, shard_of
-from expirer.operate.picture import Camera
-from expirer.operate.tail import _follow_all, _positions
-from expirer.settings import Settings
-from expirer.verbs import VERBS
-from tests.beds import Cluster, hung, wait_for_replicas
+from expirer.settings import Settings, variable
+from tests.beds import hung, wait_for_replicas
+from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
+from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
-from tests.test_every_verb import EXAMPLES
-from tests.test_tail import expire
 
 SHARDS = 6
-
-Verb = Callable[..., tuple[int, str, str]]
+README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "topologies.md").read_text()
 
 
 @pytest.fixture
@@ -43,18 +38,6 @@ def client(cluster: Cluster) -> Iterator[RedisCluster]:
     """Connect to the shared Cluster, emptied."""
     with cluster.client() as client:
         yield client
-
-
-@pytest.fixture
-def verb(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Return a function that runs a command line against the Cluster: exit code, standard output and error."""
-
-    def run(command: str, shards: int = SHARDS) -> tuple[int, str, str]:
-        url = cluster.settings["redis_url"]
-        code = cli.main([*command.split(), "--redis-url", url, "--redis-cluster", "true", "--shards", str(shards)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def shops_of(client: Any, shards: int = SHARDS) -> list[Inventory]:  # noqa: ANN401  # of a Cluster
@@ -180,107 +163,6 @@ def test_a_bug_in_one_thread_ends_the_crew(cluster: Cluster, client: RedisCluste
     assert client.zcard(shops_of(client)[0].keys.workers) == 1
 
 
-@pytest.mark.parametrize("command", EXAMPLES.values())
-def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
-    """Each verb works on a Cluster, and finds what is on whichever primary; only what it is for is changed."""
-    shops = shops_of(client)
-    shop = shops[shard_of("mug", SHARDS)]
-    shop.stock("mug", 7, 3)
-    shop.hold("mug", 3, 4_000_000_000_000, "o1:mug")
-    if command.startswith("quarantine"):
-        client.zrem(shop.keys.index, "o1:mug")
-        client.hset(shop.keys.quarantine, "o1:mug", "reason=stock_missing at=1 score=4000000000000")
-
-    code, out, err = verb(command)
-
-    assert code == (1 if command in ("check --canary", "status") else 0), out + err
-    if "release" in command:
-        assert (8, 2) == shop.counters("mug")
-    else:
-        assert (7, 3) == shop.counters("mug")
-    if "--dry-run" in command or command in ("status", "pause", "resume --yes"):
-        assert [f"shard {number}" for number in range(SHARDS)] == sorted(set(re.findall(r"shard \d", out)))
-
-
-def test_the_verbs_have_clients_of_a_cluster_too() -> None:
-    """Those that do not end by themselves are tried below."""
-    assert {"run", "tail", "top", "demo"} == {*VERBS} - {name.removesuffix(" --dry-run") for name in EXAMPLES}
-
-
-def test_a_check_looks_at_every_primary(cluster: Cluster, verb: Verb) -> None:
-    """A check says of each primary what it is, and how the shards are spread over them."""
-    code, out, _ = verb("check --json")
-
-    remarks = [json.loads(line) for line in out.splitlines()]
-    addresses = {f"127.0.0.1:{primary.port}" for primary in by_primary(cluster)}
-    assert (0, set()) == (code, {remark["what"] for remark in remarks if remark["level"] == "failure"})
-    assert addresses == {remark["finding"].removesuffix(": primary") for remark in remarks if remark["what"] == "role"}
-    [slots] = [remark["finding"] for remark in remarks if remark["what"] == "slots"]
-    assert addresses == set(re.findall(r"127\.0\.0\.1:\d+", slots))
-
-
-def test_an_audit_walks_every_primary(client: RedisCluster, verb: Verb) -> None:
-    """What drifted is found and mended on every shard."""
-    for shop in shops_of(client):
-        shop.stock("mug", 5, 7)
-        shop.hold("mug", 3, 4_000_000_000_000, "o1:mug")
-        client.zrem(shop.keys.index, "o1:mug")
-
-    code, out, err = verb("audit --repair --yes")
-
-    assert (0, SHARDS, SHARDS) == (code, out.count("not_indexed"), out.count("reserved_differs")), out + err
-    for shop in shops_of(client):
-        assert ((9, 3), {b"o1:mug": 4_000_000_000_000}) == (shop.counters("mug"), shop.index())
-
-
-def test_a_canary_flies_on_every_shard(cluster: Cluster, client: RedisCluster, verb: Verb, log: Log) -> None:
-    """The hold of a canary comes back on each shard."""
-    with running(crew_of(cluster, log)):
-        wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
-        code, out, err = verb("check --canary")
-
-    assert (0, SHARDS) == (code, out.count(" ms late")), out + err
-
-
-def test_events_of_all_shards_are_followed(cluster: Cluster, client: RedisCluster) -> None:
-    """`tail` reads the streams of all primaries, each event once."""
-    settings = Settings(**cluster.settings, shards=SHARDS)
-    with connect_all(settings) as servers:
-        events = _follow_all(settings, _positions(servers, settings, None))
-        for number, shop in enumerate(shops_of(client)):
-            expire(client, number, shop)  # type: ignore[arg-type]  # a Cluster takes the same command
-        seen: Counter[int] = Counter()
-        while seen.total() < SHARDS:
-            seen.update(shard for shard, _ in next(events))
-
-    assert dict.fromkeys(range(SHARDS), 1) == seen
-
-
-def test_top_sees_all_shards(cluster: Cluster, client: RedisCluster) -> None:
-    """A picture has the reservations of every primary."""
-    for shop in shops_of(client):
-        shop.stock("mug", 0, 2)
-        for _ in range(2):
-            shop.hold("mug", 1, 1000)
-    settings = Settings(**cluster.settings, shards=SHARDS)
-    with connect_all(settings) as servers:
-        picture = Camera(servers, settings).take()
-
-    assert (SHARDS, 2 * SHARDS) == (len(picture.shards), picture.overdue)
-
-
-def test_a_demo_opens_on_a_cluster(
-    cluster: Cluster, client: RedisCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The demo runs on a Cluster, and leaves no key behind."""
-    monkeypatch.setattr("expirer.demo._OPEN_S", 1.0)
-
-    code = cli.main(["demo", "--redis-url", cluster.settings["redis_url"], "--redis-cluster", "true"])
-
-    out, err = capsys.readouterr()
-    assert (0, True, []) == (code, "Conserved" in out, list(client.scan_iter("*"))), out + err
-
-
 def test_a_node_that_is_addressed_alone_says_what_it_is(
     cluster: Cluster, client: RedisCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,8 +196,10 @@ def test_no_start_node_is_an_error_of_the_tick(log: Log) -> None:
     assert ["127.0.0.1:1: ", "127.0.0.1:2: "] == re.findall(r"127\.0\.0\.1:\d: ", message)
 
 
-def test_a_hung_primary_delays_no_other(server_binary: Path, tmp_path: Path) -> None:
-    """While one primary hangs for ever the shards of the others go on expiring, and a stop ends them all."""
+def test_a_hung_primary_delays_no_other(
+    server_binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one primary hangs for ever the others' shards expire, status tells them apart, and a stop ends them all."""
     with ExitStack() as stack:
         bed = stack.enter_context(Cluster(server_binary, tmp_path, "--cluster-node-timeout", "60000"))
         client = stack.enter_context(bed.client())
@@ -336,6 +220,12 @@ def test_a_hung_primary_delays_no_other(server_binary: Path, tmp_path: Path) -> 
             living[0].client().publish(shops[number].keys.wake, "1")
 
         wait_until(lambda: len(program.of("processing_completed")) == len(numbers))
+        url = f"{bed.settings['redis_url']}?socket_timeout=0.2"
+        assert 1 == cli.main(["status", "--redis-url", url, "--redis-cluster", "true", "--shards", str(SHARDS)])
+        states = re.findall(r"shard (\d): (\w+ \w+|healthy)", capsys.readouterr().out)
+        assert {(str(number), "no answer") for number in served[hanging]} == set(states) - {
+            (str(number), "healthy") for number in numbers
+        }
         program.signal(SIGTERM)
         assert 0 == program.wait(5)
 
@@ -391,3 +281,32 @@ def test_a_failover_by_hand_costs_a_tick(own_cluster: Cluster, log: Log) -> None
 
         assert own_cluster.primary_of(shop.keys.control) is new
         assert (10, 0) == shop.counters("mug")
+
+
+def test_the_rights_of_the_documents_suffice(own_cluster: Cluster, log: Log) -> None:
+    """A user with the rights of the README, and those that docs/topologies.md adds, expires on a Cluster."""
+    listed = README[README.index("For an ACL user the sidecar needs") :].split("With `INFO`")[0]
+    added = PAGE[PAGE.index("Besides those, a Cluster needs") :].split("\n\n")[0]
+    rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", listed + added) if "SENTINEL" not in name]
+    for node in own_cluster.nodes:
+        node.client().execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
+    with own_cluster.client() as client:
+        backlogs = [Backlog(client, shop.keys) for shop in shops_of(client)]
+        for backlog in backlogs:
+            backlog.add(15)
+        for primary in by_primary(own_cluster):
+            wait_for_replicas(primary, 1)
+        url = own_cluster.settings["redis_url"].replace("//", "//sidecar:any@")
+
+        tick = crew_of(own_cluster, log, redis_url=url, batch_size=10, min_replicas_ack=1).run_once()
+
+        assert (15 * SHARDS, 0) == (tick.expired, tick.errors), log.entries
+        for backlog in backlogs:
+            backlog.assert_expired_once()
+
+
+def test_the_page_names_real_settings() -> None:
+    """Every variable on the page is a setting."""
+    named = set(re.findall(r"EXPIRER_[A-Z_]+", PAGE))
+
+    assert set() == named - {variable(name) for name in Settings.model_fields}

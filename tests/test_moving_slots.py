@@ -19,7 +19,8 @@ from expirer.keys import ShardKeys
 from expirer.operate.audit import _Recount
 from expirer.operate.survey import Survey
 from expirer.settings import Settings
-from tests.beds import Cluster
+from tests.beds import wait_for_replicas
+from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -197,6 +198,38 @@ def test_a_verb_that_mends_does_nothing_by_halves(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("expirer: ")]
     assert (1, 1) == (code, len(lines)), lines
     assert before == move.contents()
+
+
+def test_a_primary_that_is_lost_in_a_move_loses_no_unit(own_cluster: Cluster, log: Log) -> None:
+    """Promoted in the middle of a move, a replica knows nothing of it: what has gone ahead is quarantined.
+
+    With servers that tell their replicas of a move the shard is left alone instead. Either way
+    `redis-cli --cluster fix` brings the keys together, and a requeue brings back what was quarantined.
+    """
+    settings = Settings(**own_cluster.settings)
+    crew = Crew(connect_all(settings), settings, log.logger())
+    move = Move(own_cluster)
+    fill(move.shop, move.source.client())
+    move.begin()
+    ahead = KEYS.reservation_prefix + "o1:mug"
+    move.take(ahead)
+    wait_for_replicas(move.source, 1)
+    move.source.stop()
+    new = own_cluster.take_over(move.source)
+    shop = Inventory(new.client())
+
+    for _ in range(3):
+        crew.run_once()
+    assert shop.quarantine().get("o1:mug", "reservation_missing") == "reservation_missing"
+    own_cluster.settle(SLOT, new)
+    own_cluster.move_keys(move.target, new, ahead)
+    own_cluster.settle(SLOT, move.target)
+    arguments = ["--redis-cluster", "true", "--redis-url", f"redis://127.0.0.1:{new.port}"]
+    assert 0 == cli.main(["quarantine", "requeue", "--reason", "reservation_missing", *arguments])
+    wait_until(lambda: shop.status("o1:mug") == "Expired" or not crew.run_once())
+
+    assert ((9, 1), {b"later:mug": LATER}) == (shop.counters("mug"), shop.index())
+    assert {"old:mug": "stock_missing"} == shop.quarantine()
 
 
 def test_an_audit_ends_where_its_shard_moves_away(bed: Cluster, move: Move) -> None:

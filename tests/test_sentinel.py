@@ -123,12 +123,15 @@ def test_an_unknown_service_is_one_clear_line(replicated: Replicated, log: Log) 
     assert 3 == error["message"].count("it does not know")
 
 
+_CLERK = "user clerk on >night:shift -@all +sentinel|get-master-addr-by-name"
+
+
 @pytest.mark.parametrize("is_from_file", [False, True])
 def test_sentinels_have_credentials_of_their_own(
     server_binary: Path, tmp_path: Path, log: Log, *, is_from_file: bool
 ) -> None:
-    """The server's and the Sentinels' user and password are told apart; none of them is ever logged."""
-    acl = ("user default off", "user watcher on >night:shift ~* &* +@all", "sentinel auth-pass shop day-shift")
+    """A user of the Sentinels needs one right; server's and Sentinels' passwords are told apart, and never logged."""
+    acl = ("user default off", "user watcher on >night:shift ~* &* +@all", _CLERK, "sentinel auth-pass shop day-shift")
     secret = tmp_path / "secret"
     secret.write_text("night:shift\n")
     bed = Replicated(
@@ -139,7 +142,7 @@ def test_sentinels_have_credentials_of_their_own(
         own = {"redis_sentinel_password": "night:shift"}
         if is_from_file:
             own = {"redis_sentinel_password_file": str(secret)}
-        settings = {**bed.settings, "redis_url": "redis://:day-shift@", "redis_sentinel_username": "watcher", **own}
+        settings = {**bed.settings, "redis_url": "redis://:day-shift@", "redis_sentinel_username": "clerk", **own}
 
         assert Tick() == worker_of(bed, log, **settings).tick(), log.entries
         assert 1 == worker_of(bed, log, **{**settings, "redis_sentinel_username": "nobody"}).tick().errors

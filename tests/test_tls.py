@@ -18,8 +18,9 @@ from expirer.expiry import Tick
 from expirer.keys import ShardKeys
 from expirer.settings import ConfigurationError, Settings, load
 from expirer.worker import Worker
-from tests.beds import Cluster, Replicated
+from tests.beds import Replicated
 from tests.certificates import Authority
+from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.servers import RedisServer, free_port

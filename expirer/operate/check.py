@@ -194,7 +194,7 @@ def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) ->
 
 def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     if servers.cluster is not None:
-        served = Counter(shown_address(servers.cluster.primary(slot)) for slot in servers.slots)
+        served = Counter(map(shown_address, servers.cluster.primaries(servers.slots)))
         each = ", ".join(f"{count:,} on {address}" for address, count in served.most_common())
         yield Remark("ok", "slots", f"all keys of a shard share one; shards: {each}")
     elif all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):

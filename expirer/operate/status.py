@@ -11,8 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from expirer import control
+from expirer.connect import explain
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import count_overdue, is_live, redis_or_say, server_now
@@ -49,12 +51,16 @@ class ShardStatus:
 def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int:
     """Print the state of every shard; return 0 where all are healthy, else 1."""
     with redis_or_say(settings) as servers:
-        here = time.time_ns() // 1_000_000
-        skew_ms = server_now(servers.shards[0], settings) - here
-        shards = [
-            look_at(client, settings, number, keys, to_ms(max_lateness))
-            for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True))
-        ]
+        shards, skew_ms = [], 0
+        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
+            try:
+                here = time.time_ns() // 1_000_000
+                skew_ms = server_now(client, settings) - here
+                shards.append(look_at(client, settings, number, keys, to_ms(max_lateness)))
+            except (RedisError, OSError) as error:
+                if servers.cluster is None:
+                    raise
+                shards.append(_unknown(number, f"no answer: {explain(error, settings)}"))  # the others may be well
         is_healthy = not any(shard.problems for shard in shards)
         if as_json:
             whole = {"healthy": is_healthy, "clock_skew_ms": skew_ms, "shards": [asdict(shard) for shard in shards]}
@@ -100,6 +106,22 @@ def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
         workers=workers,
         totals={name.decode(): int(value) for name, value in totals.items() if value.isdigit()},
         problems=problems,
+    )
+
+
+def _unknown(number: int, problem: str) -> ShardStatus:
+    return ShardStatus(
+        shard=number,
+        active=0,
+        overdue=0,
+        oldest_overdue_ms=0,
+        overdue_units=0,
+        next_expires_at=None,
+        quarantined=0,
+        paused=None,
+        workers=[],
+        totals={},
+        problems=[problem],
     )
 
 

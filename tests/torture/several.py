@@ -9,7 +9,8 @@ from redis.crc import key_slot
 from expirer.connect import connect_all
 from expirer.keys import shard_keys
 from expirer.settings import Settings
-from tests import beds
+from tests.beds import Replicated
+from tests.cluster import Cluster
 from tests.servers import RedisServer
 from tests.torture.bed import Bed
 
@@ -22,7 +23,7 @@ class Watched(Bed):
 
     def build(self) -> None:
         """Start the servers."""
-        self.house = beds.Replicated(self._binary, self.folder, *self._options)
+        self.house = Replicated(self._binary, self.folder, *self._options)
         self.house.start()
         _meet(self)
 
@@ -40,7 +41,7 @@ class Clustered(Bed):
 
     def build(self) -> None:
         """Start the nodes."""
-        self.house = beds.Cluster(self._binary, self.folder, *self._options)
+        self.house = Cluster(self._binary, self.folder, *self._options)
         self.house.start()
         _meet(self)
 
