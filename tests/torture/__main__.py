@@ -6,6 +6,7 @@ import argparse
 import secrets
 import subprocess
 import sys
+import traceback
 from itertools import repeat
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def main() -> None:
     broken = []
     for name in names:
         _say(f"{name}: begins, seed {options.seed}")
-        outcome = _torture(name, binary, options.seed, options.minutes)
+        try:
+            outcome = _torture(name, binary, options.seed, options.minutes)
+        except Exception:  # noqa: BLE001  # the others are tried all the same
+            traceback.print_exc()
+            broken.append(name)
+            continue
         results.keep(name, outcome, version)
         _say(f"{name}: {outcome.summary()}")
         broken += [name] * (not outcome.is_kept(may_lose=name in FAULTS and FAULTS[name].may_lose))
