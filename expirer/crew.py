@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,17 +34,13 @@ class Crew:
         if len(self._workers) == 1:
             self._workers[0].run()
             return
-        self._tell_start()
-        log_stop(self._log, self._together(Worker.work))
+        self._together(Worker.work)
 
     def run_once(self) -> Tick:
         """Tick once, with the first and the last line that `run` would log."""
         if len(self._workers) == 1:
             return self._workers[0].run_once()
-        self._tell_start()
-        done = self._together(Worker.tick)
-        log_stop(self._log, done)
-        return done
+        return self._together(Worker.tick)
 
     def stop(self) -> None:
         """Let `run` return once each batch under way is whole; safe in a signal handler, and more than once."""
@@ -53,7 +48,7 @@ class Crew:
             worker.stop()
 
     def _together(self, act: Callable[[Worker], Tick]) -> Tick:
-        """Let all do something; where one fails the others are stopped, and its error is raised."""
+        """Let all do something, and say so; where one fails the others are stopped, and its error is raised."""
 
         def guarded(worker: Worker) -> Tick:
             try:
@@ -62,13 +57,12 @@ class Crew:
                 self.stop()
                 raise
 
-        with ThreadPoolExecutor(len(self._workers), "expirer-worker") as pool:
-            return sum(pool.map(guarded, self._workers), Tick())
-
-    def _tell_start(self) -> None:
         log_start(self._log, self._settings, shard_keys(self._settings)[0])
-        # A thread of its own: the work does not wait for what a server that hangs would tell of itself.
-        threading.Thread(target=self._warn_of_hosts, name="expirer-hosts", daemon=True).start()
+        with ThreadPoolExecutor(len(self._workers) + 1, "expirer-worker") as pool:
+            pool.submit(self._warn_of_hosts)  # the work does not wait for what a server that hangs would tell of itself
+            done = sum(pool.map(guarded, self._workers), Tick())
+        log_stop(self._log, done)
+        return done
 
     def _warn_of_hosts(self) -> None:
         with suppress(RedisError, OSError):

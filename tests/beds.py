@@ -21,6 +21,8 @@ from tests.servers import RedisServer, free_port
 
 SERVICE = "shop"
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+_ELECTION_S = 60.0
+"""Sentinels that do not agree vote again after some seconds."""
 _DOWN_AFTER_MS = 2000
 """Less would take a busy machine for a dead server."""
 
@@ -69,7 +71,11 @@ class Replicated:
         self.settings: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +89,8 @@ class Replicated:
         for server in others:
             server.client().replicaof("127.0.0.1", first.port)
         wait_until(lambda: all(follows(server) for server in others))
-        self.sentinels = [self._sentinel(number) for number in range(3)]
+        for number in range(3):
+            self._start_sentinel(number)
         self.settings = {
             "redis_sentinels": ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels),
             "redis_sentinel_service": SERVICE,
@@ -119,7 +126,7 @@ class Replicated:
 
     def wait_for_another(self, old: RedisServer) -> RedisServer:
         """Return the new primary, once every Sentinel names one that is not the old."""
-        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels))
+        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels), _ELECTION_S)
         port = self._named(self.sentinels[0])
         new = next(server for server in self.servers if server.port == port)
         wait_until(lambda: info_of(new).get("role") == "master")
@@ -138,7 +145,7 @@ class Replicated:
         row = dict(zip(reply[::2], reply[1::2], strict=True))
         return int(row[b"num-slaves"]), int(row[b"num-other-sentinels"])
 
-    def _sentinel(self, number: int) -> RedisServer:
+    def _start_sentinel(self, number: int) -> None:
         folder = made(self._folder / f"sentinel-{number}")
         configuration = folder / "sentinel.conf"
         lines = (
@@ -157,8 +164,8 @@ class Replicated:
             login=self._sentinel_login,
             tls=self._tls,
         )
+        self.sentinels.append(sentinel)
         sentinel.start()
-        return sentinel
 
 
 @contextmanager

@@ -38,7 +38,11 @@ class Cluster:
         self.settings: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,8 +190,8 @@ class Cluster:
             self._binary, made(self._folder / f"node-{port}"), "--cluster-enabled", "yes",
             "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *REPLICATION, *self._options, port=port, tls=self._tls,
         )  # fmt: skip
-        node.start()
         self.nodes.append(node)
+        node.start()
         return node
 
     def _meet(self, node: RedisServer) -> None:

@@ -22,9 +22,9 @@ DEADLINE_S = 20.0
 """How long a test waits for what should happen at once, before it calls it broken."""
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
     """Return as soon as the condition holds; fail where it never does."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.002)
