@@ -65,7 +65,7 @@ FAULTS = (
         "a worker's connection cut after 0, 1, 2 … 1,499 bytes of what it asks, and of what it is answered",
         cut,
         times=2 * _BYTES,
-        quick_times=30,
+        quick_times=10,
     ),
     Fault(
         "holes", "black hole: nothing passes for longer than any time-out, then all of it arrives", black_hole, times=15
