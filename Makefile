@@ -4,7 +4,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: audit bench clean demo demo-monitoring lint lock sbom test
+.PHONY: audit bench clean demo demo-monitoring lint lock sbom test torture
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -19,6 +19,12 @@ test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
 	$(BIN)/python tests/tools.py
 	$(BIN)/pytest
+
+# Some of it, again as it was: make torture ONLY=kills,soak SEED=7 MINUTES=5
+torture: $(VENV)/.test
+	$(BIN)/python tests/servers.py
+	$(BIN)/python -m tests.torture $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(MINUTES),--minutes $(MINUTES))
 
 # One part, fewer rounds: make bench ONLY=drain ROUNDS=2
 bench: $(VENV)/.bench

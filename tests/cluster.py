@@ -127,6 +127,14 @@ class Cluster:
         wait_until(lambda: b"cluster_state:ok" in raw(node, "CLUSTER", "INFO"))
         return node
 
+    def remove(self, node: RedisServer) -> None:
+        """Let all others forget a node without slots, and end it."""
+        id_ = self.id_of(node)
+        self.nodes.remove(node)
+        for other in self._running():
+            execute(other, "CLUSTER", "FORGET", id_)
+        node.stop()
+
     def begin_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Declare a slot as migrating from source to target; no key moves yet."""
         execute(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
@@ -179,7 +187,7 @@ class Cluster:
         while port > _LAST_BUS:
             port = free_port()
         node = RedisServer(
-            self._binary, made(self._folder / f"node-{len(self.nodes)}"), "--cluster-enabled", "yes",
+            self._binary, made(self._folder / f"node-{port}"), "--cluster-enabled", "yes",
             "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *REPLICATION, *self._options, port=port, tls=self._tls,
         )  # fmt: skip
         self.nodes.append(node)

@@ -21,7 +21,7 @@ from expirer.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
-from tests.servers import MISSING, RedisServer, find_server, free_port
+from tests.servers import MISSING, NO_COMPILER, RedisServer, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
 
 
@@ -55,6 +55,13 @@ def tool() -> Tool:
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def _compiler() -> None:
+    """Need a C compiler; without one skip, but fail where CI is set."""
+    if find_compiler() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_COMPILER)
 
 
 @pytest.fixture(scope="session")

@@ -1,57 +1,63 @@
-"""A TCP proxy that holds one transaction at a gate, until the test lets it pass or cuts the connection."""
+"""A TCP proxy that is the weather between clients and a server: slow, silent, cut at a byte, or held at a gate."""
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import threading
+import time
+from collections import Counter, deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
 from tests.program import DEADLINE_S
 
+Way = Literal["request", "reply"]
+
 _EXEC = b"$4\r\nEXEC\r\n"
 _REPLY_TO_EXEC = b"\r\n*"
 """It follows the replies to MULTI and EVALSHA, which are lines of text."""
+_STEP_S = 0.02
+"""How often the proxy looks whether the weather has changed, and what a slow line passes at once."""
 
 
-class Proxy:
-    """Forwards connections to a port of this machine until the block ends; the n-th EXEC meets the gate.
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What happens to what passes; by default nothing."""
+
+    delay_s: float = 0.0
+    """Added each way."""
+    bytes_per_s: float = math.inf
+    """Each way of each connection."""
+    silent: tuple[Way, ...] = ()
+    """What goes this way is kept back and arrives when the weather changes: one is half-open, both a black hole."""
+    cut: tuple[Way, int] | None = None
+    """After so many bytes this way since the weather began, over all connections, that connection is cut."""
+    refuses: bool = False
+    """New connections are closed at once."""
+
+
+CLEAR = Weather()
+
+
+class Gate:
+    """Holds the n-th EXEC, counted from 1 over all connections, until it is decided what becomes of it.
 
     Args:
-        port: where the server listens.
-        nth: which EXEC is held, counted from 1 over all connections.
+        nth: which EXEC.
         held: the request, so that the server has not seen it, or the reply, so that it has run.
 
     """
 
-    def __init__(self, port: int, nth: int, held: Literal["request", "reply"]) -> None:
-        self._server = ("127.0.0.1", port)
+    def __init__(self, nth: int, held: Way) -> None:
+        self.held = held
         self._to_go = nth
-        self._held = held
         self._is_held = threading.Event()
         self._is_decided = threading.Event()
         self._is_cut = False
-        self._is_closed = False
-        self._peers: dict[socket.socket, socket.socket] = {}
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._run)
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._is_closed = True
-        if not self._is_decided.is_set():
-            self.cut()
-        self._thread.join(DEADLINE_S)
-        for end in (self._listener, *self._peers):
-            end.close()
 
     def wait_until_held(self) -> None:
         """Return once the n-th EXEC stands at the gate; what was forwarded until then has arrived."""
@@ -63,49 +69,172 @@ class Proxy:
 
     def cut(self) -> None:
         """Lose what is held, or will be, and its connection."""
-        self._is_cut = True
+        self._is_cut = not self._is_decided.is_set()
         self._is_decided.set()
 
-    def _run(self) -> None:
-        while not self._is_closed:
-            for source in select.select([self._listener, *self._peers], [], [], 0.02)[0]:
-                if source is self._listener:
-                    self._connect()
-                elif source in self._peers:
-                    with suppress(ConnectionError):
-                        if self._forward(source, self._peers[source]):
-                            continue
-                    self._disconnect(source)
+    def stops(self, data: bytes) -> bool:
+        """Say whether this is the request to hold."""
+        self._to_go -= _EXEC in data
+        return self._to_go == 0 and _EXEC in data
 
-    def _connect(self) -> None:
+    def hold(self) -> bool:
+        """Wait for the decision; say whether the connection lives on."""
+        self._is_held.set()
+        self._is_decided.wait()
+        return not self._is_cut
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One way of one connection, and what is on its way with the time at which it arrives; nothing is the end."""
+
+    way: Way
+    source: socket.socket
+    target: socket.socket
+    queue: deque[tuple[float, bytes]] = field(default_factory=deque)
+    free_at: float = 0.0
+
+
+class Proxy:
+    """Forwards connections to a port of this machine until the block ends.
+
+    `weather` may be changed at any time, and so may `port`, where new connections go.
+    """
+
+    def __init__(self, port: int, gate: Gate | None = None) -> None:
+        self.port = port
+        self._gate = gate
+        self._weather = CLEAR
+        self._passed: Counter[Way] = Counter()
+        self._is_closed = False
+        self._cuts = 0
+        self._streams: list[_Stream] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run)
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.has_cut = False
+        """Whether the cut at a byte has come about since the weather began."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._is_closed = True
+        if self._gate is not None:
+            self._gate.cut()
+        self._thread.join(DEADLINE_S)
+        self._listener.close()
+        self._cut_all()
+
+    @property
+    def weather(self) -> Weather:
+        """What happens to what passes."""
+        return self._weather
+
+    @weather.setter
+    def weather(self, weather: Weather) -> None:
+        self.has_cut = False
+        self._passed.clear()
+        self._weather = weather
+
+    def cut(self) -> None:
+        """Cut every connection, with what is on its way."""
+        self._cuts += 1
+
+    def _run(self) -> None:
+        cuts = 0
+        while not self._is_closed:
+            now, weather = time.monotonic(), self._weather
+            heard = {s.source: s for s in self._streams if s.way not in weather.silent and s.free_at <= now}
+            ready = select.select([self._listener, *heard], [], [], _STEP_S)[0]
+            if self._cuts != cuts:
+                cuts = self._cuts
+                self._cut_all()
+                continue
+            for source in ready:
+                if source is self._listener:
+                    self._connect(weather)
+                else:
+                    self._read(heard[source], weather)
+            for stream in list(self._streams):
+                if not self._deliver(stream):
+                    self._disconnect(stream)
+
+    def _connect(self, weather: Weather) -> None:
         client, _ = self._listener.accept()
         try:
-            server = socket.create_connection(self._server)
-        except ConnectionError:
+            if weather.refuses:
+                raise ConnectionRefusedError
+            server = socket.create_connection(("127.0.0.1", self.port))
+        except OSError:
             client.close()
-        else:
-            self._peers.update({client: server, server: client})
+            return
+        for end in (client, server):
+            end.settimeout(DEADLINE_S)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._streams += [_Stream("request", client, server), _Stream("reply", server, client)]
 
-    def _forward(self, source: socket.socket, target: socket.socket) -> bool:
-        """Say whether the connection lives on."""
-        data = source.recv(65536)
-        if _EXEC in data:
-            self._to_go -= 1
-            if self._to_go == 0:
-                if self._held == "reply":
-                    target.sendall(data)
-                    source, target = target, source
-                    data = b""
-                    while _REPLY_TO_EXEC not in data:
-                        data += source.recv(65536)
-                self._is_held.set()
-                self._is_decided.wait()
-                if self._is_cut:
-                    return False
-        target.sendall(data)
+    def _read(self, stream: _Stream, weather: Weather) -> None:
+        most = 65536
+        if weather.bytes_per_s < math.inf:
+            most = max(1, int(weather.bytes_per_s * _STEP_S))
+        try:
+            data = stream.source.recv(most)
+        except OSError:
+            data = b""
+        now = time.monotonic()
+        stream.free_at = now + len(data) / weather.bytes_per_s if data else math.inf
+        stream.queue.append((now + weather.delay_s, data))
+
+    def _deliver(self, stream: _Stream) -> bool:
+        """Pass on what is due; say whether the connection lives on."""
+        while stream.queue and stream.queue[0][0] <= time.monotonic():
+            with suppress(OSError):
+                if self._pass_on(stream, stream.queue.popleft()[1]):
+                    continue
+            return False
+        return True
+
+    def _pass_on(self, stream: _Stream, data: bytes) -> bool:
+        if self._gate is not None and stream.way == "request" and self._gate.stops(data):
+            return self._pass_gate(self._gate, stream, data)
+        cut = self._weather.cut
+        if cut is not None and data and cut[0] == stream.way and not self.has_cut:
+            left = cut[1] - self._passed[stream.way]
+            if len(data) >= left:
+                self.has_cut = True
+                stream.target.sendall(data[:left])
+                return False
+        self._passed[stream.way] += len(data)
+        stream.target.sendall(data)
         return data != b""
 
-    def _disconnect(self, end: socket.socket) -> None:
-        for closed in (end, self._peers.pop(end)):
-            self._peers.pop(closed, None)
-            closed.close()
+    @staticmethod
+    def _pass_gate(gate: Gate, stream: _Stream, data: bytes) -> bool:
+        client, server = stream.source, stream.target
+        if gate.held == "request":
+            lives = gate.hold()
+            if lives:
+                server.sendall(data)
+            return lives
+        server.sendall(data)
+        reply = b""
+        while _REPLY_TO_EXEC not in reply:
+            reply += server.recv(65536)
+        lives = gate.hold()
+        if lives:
+            client.sendall(reply)
+        return lives
+
+    def _disconnect(self, stream: _Stream) -> None:
+        ends = {stream.source, stream.target}
+        self._streams = [other for other in self._streams if other.source not in ends]
+        for end in ends:
+            end.close()
+
+    def _cut_all(self) -> None:
+        for stream in list(self._streams):
+            self._disconnect(stream)

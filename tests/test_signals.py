@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
-from typing import Literal
 
 import pytest
 import redis
@@ -16,7 +15,7 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log
 from tests.program import Backlog, Program, wait_until
-from tests.proxy import Proxy
+from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 
 STOP_S = 2.0
@@ -36,11 +35,12 @@ def drain(url: str) -> None:
 
 
 @contextmanager
-def held_in_second_batch(server: RedisServer, held: Literal["request", "reply"]) -> Iterator[tuple[Proxy, Program]]:
+def held_in_second_batch(server: RedisServer, held: Way) -> Iterator[tuple[Gate, Program]]:
     """Run the program until its second batch is held on the way to the server, or on the way back."""
-    with Proxy(server.port, IN_SECOND_BATCH, held) as proxy, Program(proxy.url, "--batch-size", "10") as program:
-        proxy.wait_until_held()
-        yield proxy, program
+    gate = Gate(IN_SECOND_BATCH, held)
+    with Proxy(server.port, gate) as proxy, Program(proxy.url, "--batch-size", "10") as program:
+        gate.wait_until_held()
+        yield gate, program
 
 
 def test_kills_lose_and_double_nothing(shared_server: RedisServer, server_client: redis.Redis) -> None:
@@ -68,9 +68,7 @@ def test_kills_lose_and_double_nothing(shared_server: RedisServer, server_client
 
 
 @pytest.mark.parametrize(("held", "expired"), [("request", 10), ("reply", 20)])
-def test_a_kill_in_a_batch_is_all_or_nothing(
-    own_server: RedisServer, held: Literal["request", "reply"], expired: int
-) -> None:
+def test_a_kill_in_a_batch_is_all_or_nothing(own_server: RedisServer, held: Way, expired: int) -> None:
     """A worker killed while a batch is under way has done the whole of it, or nothing."""
     with own_server.client() as client:
         backlog = Backlog(client)
@@ -92,9 +90,9 @@ def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals) -> 
         backlog = Backlog(client)
         backlog.add(1000)
 
-        with held_in_second_batch(own_server, "reply") as (proxy, program):
+        with held_in_second_batch(own_server, "reply") as (gate, program):
             program.signal(number)
-            proxy.pass_on()
+            gate.pass_on()
             code = program.wait(STOP_S)
 
         # The signal arrives when it arrives: more batches may have run by then.
@@ -157,9 +155,7 @@ def test_a_second_stop_changes_nothing(shared_server: RedisServer, server_client
 
 @stop_signals
 @pytest.mark.parametrize("held", ["request", "reply"])
-def test_a_stop_while_the_reply_is_awaited_is_prompt(
-    own_server: RedisServer, number: Signals, held: Literal["request", "reply"]
-) -> None:
+def test_a_stop_while_the_reply_is_awaited_is_prompt(own_server: RedisServer, number: Signals, held: Way) -> None:
     """Told to stop while a batch gets no answer, it waits no longer than its deadline, says so and exits 0."""
     with own_server.client() as client:
         backlog = Backlog(client)

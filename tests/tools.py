@@ -19,7 +19,9 @@ PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
+    "openssl": "openssl",
     "systemd-analyze": "systemd",
+    "tmux": "tmux",
 }
 """Tool -> the package of Debian that has it."""
 

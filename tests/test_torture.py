@@ -1,0 +1,53 @@
+"""Each fault under load, a few times: four workers, eight checkouts, and afterwards everything adds up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture import fuzz, soak
+from tests.torture.bed import QUICK
+from tests.torture.fault import run
+from tests.torture.faults import FAULTS
+from tests.weather import linux_only
+
+
+@linux_only
+@pytest.mark.usefixtures("_compiler")
+def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
+    """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
+    plan = [fault for fault in soak.STRIKERS for _ in range(fault.quick_times)]
+
+    outcome = run(plan, soak.HOST, server_binary, seed=1, sizes=QUICK)
+
+    assert outcome.verdict.steps > 0
+    assert outcome.is_kept(), outcome.summary()
+
+
+def test_exact_while_a_cluster_changes(server_binary: Path) -> None:
+    """While slots move, nodes come and go and primaries are exchanged, all of it agrees as well."""
+    changes = [FAULTS["slots"], FAULTS["nodes"], FAULTS["swaps"]]
+
+    outcome = run(changes, changes[0].host, server_binary, seed=1, sizes=QUICK)
+
+    assert outcome.verdict.steps > 0
+    assert outcome.is_kept(), outcome.summary()
+
+
+@pytest.mark.parametrize("name", ["power", "failover"])
+def test_nothing_is_half_done_where_the_server_forgets(name: str, server_binary: Path) -> None:
+    """What the server lost is lost as a whole: counters, status, index and events of what survived agree."""
+    fault = FAULTS[name]
+    outcome = run([fault] * fault.quick_times, fault.host, server_binary, seed=1, sizes=QUICK)
+
+    assert outcome.verdict.steps > 0
+    assert outcome.is_kept(may_lose=True), outcome.summary()
+
+
+def test_hostile_entries_end_in_one_place(server_binary: Path) -> None:
+    """Each of thousands of entries at random ends where it belongs, untouched, whatever type a key holds meanwhile."""
+    outcome = fuzz.run(server_binary, seed=1, entries=QUICK.entries)
+
+    assert outcome.verdict.steps == QUICK.entries
+    assert outcome.is_kept(), outcome.summary()

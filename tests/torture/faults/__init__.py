@@ -1,0 +1,11 @@
+"""The faults, by what they strike."""
+
+from __future__ import annotations
+
+from tests.torture.faults import clocks, network, processes, refusals, servers, topologies
+
+FAULTS = {
+    fault.name: fault
+    for module in (processes, servers, network, refusals, clocks, topologies)
+    for fault in module.FAULTS
+}

@@ -1,0 +1,36 @@
+"""What happens to the server's clock."""
+
+from __future__ import annotations
+
+from tests.torture.fault import Fault, Host
+from tests.torture.single import OneServer
+
+_HOUR_S = 3600
+
+
+def jump(bed: OneServer) -> None:
+    """Move the clock an hour ahead or back, then to where it was; resume what a worker has paused."""
+    assert bed.clock is not None
+    bed.clock.move(_HOUR_S if bed.turn % 2 == 0 else -_HOUR_S)
+    if bed.turn % 2 == 0:
+        bed.wait_until(bed.is_braked, "a brake")
+    bed.wait(bed.chance.uniform(0.3, 1))
+    bed.clock.move(0)
+    # Coming back from the past is a jump ahead as well.
+    bed.wait_until(bed.is_braked, "a brake")
+    for worker in bed.workers:
+        bed.wait_for(worker)
+    bed.wait(2.5)  # each worker looks at least once in its interval, and believes the clock again
+    bed.resume()
+
+
+FAULTS = (
+    Fault(
+        "clock",
+        "the server's clock an hour ahead or back, and to where it was",
+        jump,
+        times=20,
+        promise="exact; a worker that sees the jump pauses itself, so none expires before its time",
+        host=Host(has_clock=True),
+    ),
+)

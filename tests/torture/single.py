@@ -1,0 +1,72 @@
+"""A bed with one server, and a proxy each before it for the workers and for the checkouts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from expirer import control
+from expirer.control import Control
+from expirer.keys import ShardKeys
+from tests.proxy import CLEAR, Proxy, Weather
+from tests.servers import RedisServer, free_port
+from tests.torture.bed import Bed
+
+KEYS = ShardKeys.of("inventory")
+
+
+class OneServer(Bed):
+    """One server at a time: `move_to` makes everybody go to another."""
+
+    def build(self) -> None:
+        """Start server and proxies."""
+        self._servers = 0
+        self._running = ExitStack()
+        self.server = self.new_server()
+        self.server.start()
+        self.client = self.server.client()
+        self.shards = [(self.client, KEYS)]
+        self.line = self._running.enter_context(Proxy(self.server.port))
+        """Of the workers."""
+        self._line_of_the_shop = self._running.enter_context(Proxy(self.server.port))
+
+    def tear_down(self) -> None:
+        """End server and proxies."""
+        self._running.close()
+        self.server.stop()
+
+    def settings(self, *, of_workers: bool) -> dict[str, Any]:
+        """Return an address."""
+        return {"redis_url": self.with_timeouts((self.line if of_workers else self._line_of_the_shop).url)}
+
+    def calm(self) -> None:
+        """Let the sky clear."""
+        self.change(CLEAR)
+
+    def new_server(self) -> RedisServer:
+        """Make another server with the same options; it is not started."""
+        self._servers += 1
+        folder = self.folder / f"server-{self._servers}"
+        folder.mkdir()
+        environment = self.clock.environment if self.clock else None
+        return RedisServer(self._binary, folder, *self._options, port=free_port(), environment=environment)
+
+    def move_to(self, server: RedisServer) -> None:
+        """Let everybody go to another server from now on."""
+        self.server, self.client = server, server.client()
+        self.shards = [(self.client, KEYS)]
+        for line in (self.line, self._line_of_the_shop):
+            line.port = server.port
+            line.cut()
+
+    def change(self, weather: Weather, *, cut: bool = False) -> None:
+        """Change the weather for workers and checkouts; with `cut` all their connections are cut too."""
+        for line in (self.line, self._line_of_the_shop):
+            line.weather = weather
+            if cut:
+                line.cut()
+
+    def is_braked(self) -> bool:
+        """Say whether a worker has paused expiry by itself."""
+        pause = Control.read(self.client.hmget(KEYS.control, control.FIELDS)).pause  # type: ignore[arg-type]
+        return pause is not None and pause.is_brake
