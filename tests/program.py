@@ -81,11 +81,6 @@ class Program:
             assert len(entries) >= count, f"no {event} in {self.lines[-20:]}"
             return entries[count - 1]
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
     def signal(self, number: Signals) -> None:
         """Send a signal."""
         self._process.send_signal(number)

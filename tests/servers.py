@@ -118,12 +118,6 @@ class RedisServer:
         """Return a new client that never repeats a command."""
         return redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=5, **self.login)
 
-    @property
-    def pid(self) -> int:
-        """The id of its process."""
-        assert self._process is not None
-        return self._process.pid
-
     def signal(self, number: signals.Signals) -> None:
         """Send a signal to the process."""
         assert self._process is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +19,15 @@ from expirer.worker import Worker
 from tests.beds import Replicated
 from tests.certificates import Authority
 from tests.cluster import Cluster
-from tests.conftest import Log
+from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.servers import RedisServer, free_port
 
 
 @pytest.fixture(scope="module")
-def authority(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def authority(tool: Tool, server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Return an authority; skip where this server was built without TLS."""
-    if shutil.which("openssl") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no openssl, which makes the certificates")
+    tool("openssl")
     said = subprocess.run([server_binary, "--tls-port", "-1"], capture_output=True, text=True, check=False).stderr
     if "Bad directive" in said:
         pytest.skip("this server was built without TLS")

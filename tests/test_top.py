@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import shutil
 import signal
 import struct
 import subprocess
@@ -31,6 +30,7 @@ from expirer.operate.status import ShardStatus
 from expirer.operate.top import _watch
 from expirer.settings import Settings
 from expirer.times import worker_clock
+from tests.conftest import Tool
 from tests.inventory import Inventory
 from tests.program import wait_until
 from tests.servers import RedisServer
@@ -488,10 +488,9 @@ class Tmux:
 
 
 @pytest.fixture
-def tmux(tmp_path: Path) -> Iterator[Tmux]:
+def tmux(tool: Tool, tmp_path: Path) -> Iterator[Tmux]:
     """Return a terminal multiplexer of its own."""
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not there to capture a screen; the tests on a pty have run")
+    tool("tmux")
     tmux = Tmux(tmp_path / "tmux")
     yield tmux
     tmux.run("kill-server")
