@@ -471,7 +471,8 @@ class Tmux:
 
     def run(self, *arguments: str) -> str:
         """Run one tmux command."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("COLUMNS", "EXPIRER_", "LINES", "TMUX"))}
+        ours = ("COLUMNS", "EXPIRER_", "LINES", "TMUX")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         environment = {**kept, "LC_ALL": "C.UTF-8"}
         command = ["tmux", "-u", "-S", str(self._socket), "-f", os.devnull, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
