@@ -22,13 +22,12 @@ from benchmarks.systems import expirer_command
 from expirer.keys import ShardKeys, shard_of, slot_of
 from tests.beds import execute, raw
 from tests.program import wait_until
-from tests.servers import MISSING, RedisServer, find_server, free_port
+from tests.servers import MISSING, RedisServer, find_server, free_cluster_port
 
 SHARDS = 12
 """A number that one, two and three divide."""
 PERCENT = 12
 ONE_SHARD, MANY_SHARDS = "1 server, 1 shard", f"1 server, {SHARDS} shards"
-_LAST_BUS = 55_535
 _SLOTS = 16_384
 _CHUNK = 2_000
 _POLL_S = 0.02
@@ -87,10 +86,8 @@ def _nodes(folder: Path, count: int, keys: list[ShardKeys]) -> Iterator[list[Red
         for number in range(count):
             home = folder / f"primary-{time.monotonic_ns()}-{number}"
             home.mkdir()
-            port = free_port()
-            while port > _LAST_BUS:
-                port = free_port()
-            node = RedisServer(binary, home, *(["--cluster-enabled", "yes"] if keys else []), port=port)
+            options = ["--cluster-enabled", "yes"] if keys else []
+            node = RedisServer(binary, home, *options, port=free_cluster_port())
             node.start()
             stack.callback(node.stop)
             nodes.append(node)

@@ -12,12 +12,10 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from tests.beds import REPLICATION, execute, follows, info_of, made, raw, tls_options
 from tests.program import wait_until
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer, free_cluster_port
 
 _NODE_TIMEOUT_MS = 2000
 """Less would take a busy machine for a dead server."""
-_LAST_BUS = 55_535
-"""A node's bus has its port and 10,000."""
 
 
 class Cluster:
@@ -183,9 +181,7 @@ class Cluster:
         return any(f":{primary.port}@" in row[1] and len(row) > 8 for row in self._rows(node))
 
     def _node(self) -> RedisServer:
-        port = free_port()
-        while port > _LAST_BUS:
-            port = free_port()
+        port = free_cluster_port()
         node = RedisServer(
             self._binary, made(self._folder / f"node-{port}"), "--cluster-enabled", "yes",
             "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *REPLICATION, *self._options, port=port, tls=self._tls,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal as signals
 import socket
@@ -19,6 +20,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 MISSING = "no redis-server: put one on PATH, or run `python tests/servers.py` to install one"
+# All below 32,768, from where on systems number outgoing connections: those come without asking who is about to bind.
+_FIRST_PORT, _PORTS = 23_000, 9_000
+_FIRST_CLUSTER_PORT, _CLUSTER_PORTS = 10_000, 3_000
 NO_COMPILER = "no C compiler: put gcc on PATH, or run `python tests/servers.py` to install it"
 
 
@@ -49,10 +53,25 @@ def find_compiler() -> Path | None:
 
 def free_port() -> int:
     """Return a TCP port that was free a moment ago."""
+    while not _is_free(port := _FIRST_PORT + secrets.randbelow(_PORTS)):
+        pass
+    return port
+
+
+def free_cluster_port() -> int:
+    """Return a port that was free a moment ago, as was that of the bus of a Cluster's node, 10,000 above it."""
+    while not _is_free(port := _FIRST_CLUSTER_PORT + secrets.randbelow(_CLUSTER_PORTS)) or not _is_free(port + 10_000):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 class RedisServer:
