@@ -71,7 +71,7 @@ def _audit(server: Server) -> Figures:
                     rss_mb = probes.peak_rss_mb(process.pid)
                 if time.monotonic() > began_at + _LIMIT_S:
                     process.kill()
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # gently: the server is being measured
         told.seek(0)
         verdict = told.read().partition(" (")[0].strip()
     return {"rss": rss_mb, "seconds": time.monotonic() - began_at, "check": verdict}
