@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import expirer
-from expirer.settings import CONNECTION, ConfigurationError, Settings, default_text, variable
+from expirer.address import CONNECTION
+from expirer.environment import variable
+from expirer.settings import ConfigurationError, Settings, default_text
 from expirer.verbs import GROUPS, VERBS, Verb
 
 

@@ -19,9 +19,10 @@ from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.retry import Retry
 
 from expirer import scripts
+from expirer.address import host_ports
 from expirer.keys import shard_keys, slot_of
 from expirer.locate import Cluster, Sentinels, located, shown
-from expirer.settings import ConfigurationError, Settings, host_ports
+from expirer.settings import ConfigurationError, Settings
 
 _PORT = 6379
 _TIMEOUT_S = 5.0

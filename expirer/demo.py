@@ -24,11 +24,12 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from expirer import scripts
+from expirer.address import CONNECTION
 from expirer.connect import connect, location, redact
 from expirer.keys import ShardKeys, shard_keys
 from expirer.logs import build_logger
 from expirer.reservations import InsufficientStock, Refused, Reservations
-from expirer.settings import CONNECTION, ConfigurationError, Settings
+from expirer.settings import ConfigurationError, Settings
 from expirer.worker import Worker
 
 STOCKED = {"lamp": 15, "mug": 60, "poster": 90, "tee": 40}

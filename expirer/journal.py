@@ -19,7 +19,8 @@ from expirer.control import BRAKE, Pause
 from expirer.expiry import Batch, Tick
 from expirer.host import remarks
 from expirer.keys import ShardKeys
-from expirer.settings import LAYOUT, Settings
+from expirer.layout import LAYOUT
+from expirer.settings import Settings
 from expirer.times import LONGEST, to_ms
 
 _LINES_AT_ONCE = 20

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 
 from redis.crc import key_slot
 
-from expirer.settings import ConfigurationError, Settings, variable
+from expirer.environment import variable
+from expirer.settings import ConfigurationError, Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from redis.cluster import RedisCluster
 from expirer import Reservations, cli
 from expirer.connect import connect_all
 from expirer.crew import Crew
+from expirer.environment import variable
 from expirer.expiry import Tick
 from expirer.keys import ShardKeys, shard_of
-from expirer.settings import Settings, variable
+from expirer.settings import Settings
 from tests.beds import hung, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 import expirer
-from expirer.settings import Settings, load, variable
+from expirer.environment import variable
+from expirer.settings import Settings, load
 from expirer.verbs import VERBS
 from tests.conftest import Tool
 from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, children, objects, places, pods

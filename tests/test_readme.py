@@ -11,10 +11,11 @@ import pytest
 import redis
 
 from expirer import scripts
+from expirer.environment import variable
 from expirer.keys import ShardKeys
 from expirer.operate import findings
 from expirer.operate.reasons import ADVICE
-from expirer.settings import Settings, default_text, variable
+from expirer.settings import Settings, default_text
 from expirer.verbs import VERBS
 from tests.acl import RULES
 from tests.inventory import Inventory

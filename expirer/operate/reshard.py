@@ -16,12 +16,13 @@ from tqdm import tqdm
 from expirer import control, scripts
 from expirer.connect import Servers
 from expirer.control import Control
+from expirer.environment import variable
 from expirer.keys import ShardKeys, shard_keys, shard_of
 from expirer.operate.audit import audit
 from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.survey import Survey, pack, unpacked
 from expirer.operate.terminal import confirms, shown, who
-from expirer.settings import ConfigurationError, Settings, variable
+from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
 
 _MOST_SHARDS = 1024
