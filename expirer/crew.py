@@ -9,8 +9,8 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
+from expirer.batch import Tick
 from expirer.connect import Servers
-from expirer.expiry import Tick
 from expirer.journal import Pace, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys
 from expirer.settings import Settings

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 import expirer
+from expirer.batch import Batch, Tick
 from expirer.connect import explain, location
 from expirer.control import BRAKE, Pause
-from expirer.expiry import Batch, Tick
 from expirer.host import remarks
 from expirer.keys import ShardKeys
 from expirer.layout import LAYOUT

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redis import exceptions
 
-from expirer.expiry import Batch, ReplicasLagError, Tick
+from expirer.batch import Batch, ReplicasLagError, Tick
 
 LATENESS_BOUNDS_S = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),

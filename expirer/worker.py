@@ -18,9 +18,10 @@ from redis import Redis
 from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
+from expirer.batch import Batch, Tick
 from expirer.connect import longest_turn_s
 from expirer.control import Pause
-from expirer.expiry import Batch, Expiry, Tick
+from expirer.expiry import Expiry
 from expirer.journal import Pace, ShardJournal, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys
 from expirer.settings import Settings

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from expirer import __version__, demo, verbs
+from expirer.batch import Tick
 from expirer.cli import main
-from expirer.expiry import Tick
 from expirer.settings import Settings
 from tests.inventory import Inventory
 from tests.servers import RedisServer

@@ -15,10 +15,10 @@ import pytest
 from redis.cluster import RedisCluster
 
 from expirer import Reservations, cli
+from expirer.batch import Tick
 from expirer.connect import connect_all
 from expirer.crew import Crew
 from expirer.environment import variable
-from expirer.expiry import Tick
 from expirer.keys import ShardKeys, shard_of
 from expirer.settings import Settings
 from tests.beds import hung, wait_for_replicas

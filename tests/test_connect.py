@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from expirer.batch import Tick
 from expirer.connect import PasswordFile, connect, location, redact
-from expirer.expiry import Tick
 from expirer.logs import build_logger
 from expirer.settings import Settings
 from expirer.worker import Worker

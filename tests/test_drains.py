@@ -10,8 +10,8 @@ import fakeredis
 import pytest
 import redis
 
+from expirer.batch import Tick
 from expirer.control import pausing
-from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.tally import DRAINS, Drain, Tally
 from expirer.worker import Worker

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from expirer.expiry import Tick
+from expirer.batch import Tick
 from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from expirer import scripts
-from expirer.expiry import Tick
+from expirer.batch import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log

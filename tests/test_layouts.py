@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from expirer.expiry import Tick
+from expirer.batch import Tick
 from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW

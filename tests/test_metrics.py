@@ -12,9 +12,9 @@ import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
+from expirer.batch import Tick
 from expirer.connect import Servers
 from expirer.control import pausing
-from expirer.expiry import Tick
 from expirer.keys import ShardKeys
 from expirer.observe.metrics import Metrics, take_sample
 from expirer.observe.probes import why_not_alive, why_not_ready

@@ -12,9 +12,9 @@ import redis
 from redis.crc import key_slot
 
 from expirer import cli
+from expirer.batch import Tick
 from expirer.connect import connect_all
 from expirer.crew import Crew
-from expirer.expiry import Tick
 from expirer.keys import ShardKeys
 from expirer.operate.audit import _Recount
 from expirer.operate.survey import Survey

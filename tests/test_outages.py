@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from expirer import scripts
+from expirer.batch import Tick
 from expirer.connect import connect
-from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log

@@ -14,8 +14,9 @@ from typing import Any, cast
 import pytest
 import redis
 
+from expirer.batch import Tick
 from expirer.control import Pause
-from expirer.expiry import Expiry, Tick
+from expirer.expiry import Expiry
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.checkouts import Answer, LuaCheckout, PlainCheckout

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from expirer import cli, wire
+from expirer.batch import Tick
 from expirer.connect import connect
-from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import hung, wait_for_replicas

@@ -21,8 +21,8 @@ import redis
 import trustme
 
 from expirer import cli
+from expirer.batch import Tick
 from expirer.connect import PasswordFile, connect
-from expirer.expiry import Tick
 from expirer.logs import build_logger
 from expirer.settings import Settings
 from expirer.verbs import VERBS

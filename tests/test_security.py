@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from expirer import cli
+from expirer.batch import Tick
 from expirer.connect import connect
-from expirer.expiry import Tick
 from expirer.logs import build_logger
 from expirer.settings import Settings
 from expirer.worker import Worker

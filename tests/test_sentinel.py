@@ -9,9 +9,9 @@ from signal import SIGTERM
 import pytest
 
 from expirer import cli
+from expirer.batch import Tick
 from expirer.connect import connect, connect_all, location
 from expirer.crew import Crew
-from expirer.expiry import Tick
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 import redis
 
-from expirer.expiry import Tick
+from expirer.batch import Tick
 from expirer.settings import Settings
 from expirer.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
 from expirer.worker import Worker

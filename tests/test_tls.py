@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from expirer import cli
+from expirer.batch import Tick
 from expirer.connect import connect, connect_all
 from expirer.crew import Crew
-from expirer.expiry import Tick
 from expirer.keys import ShardKeys
 from expirer.settings import ConfigurationError, Settings, load
 from expirer.worker import Worker

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from expirer import wire
-from expirer.expiry import Batch, Tick
+from expirer.batch import Batch, Tick
 from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.worker import Worker

@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TextIO
 
 from expirer import control
+from expirer.batch import Batch
 from expirer.control import Control
-from expirer.expiry import Batch, Expiry
+from expirer.expiry import Expiry
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import count_overdue, redis_or_say, server_now
 from expirer.operate.terminal import confirms, shown, shown_pause, shown_time, who
