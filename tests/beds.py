@@ -187,7 +187,8 @@ class Replicated(House):
         )
 
     def _server(self, number: int, login: dict[str, Any] | None) -> RedisServer:
-        port, placed = free_port(), ()
+        port = free_port()
+        placed: tuple[str, ...] = ()
         if self._network is not None:
             place = self._network.place(port)
             port = place.port
@@ -199,7 +200,9 @@ class Replicated(House):
 
     def _start_sentinel(self, number: int) -> None:
         folder = made(self._folder / f"sentinel-{number}")
-        port, placed, announced = free_port(), (), ()
+        port = free_port()
+        placed: tuple[str, ...] = ()
+        announced: tuple[str, ...] = ()
         if self._network is not None:
             place = self._network.place(port)
             port, placed = place.port, place.options

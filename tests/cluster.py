@@ -177,7 +177,8 @@ class Cluster(House):
         return any(f":{primary.port}@" in row[1] and len(row) > 8 for row in self._rows(node))
 
     def _node(self) -> RedisServer:
-        port, placed = free_cluster_port(), ()
+        port = free_cluster_port()
+        placed: tuple[str, ...] = ()
         if self._network is not None:
             place = self._network.place(port, port + _TO_BUS)
             port, placed = place.port, (*place.options, *_announcing(place))

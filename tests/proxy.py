@@ -1,4 +1,4 @@
-"""A TCP proxy that is the weather between clients and a server: slow, silent, parted, cut at a byte, or held at a gate."""
+"""A TCP proxy that is the weather between clients and a server: slow, silent, cut at a byte, or held at a gate."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture import fuzz, soak
+from tests.torture import fuzz
 from tests.torture.bed import QUICK
 from tests.torture.fault import run
 from tests.torture.faults import FAULTS
+from tests.torture.soak import SOAKS
 from tests.weather import linux_only
 
 
@@ -17,9 +18,10 @@ from tests.weather import linux_only
 @pytest.mark.usefixtures("_compiler")
 def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
-    plan = [fault for fault in soak.STRIKERS for _ in range(fault.quick_times)]
+    soak = SOAKS["soak"]
+    plan = [fault for fault in soak.strikers for _ in range(fault.quick_times)]
 
-    outcome = run(plan, soak.HOST, server_binary, seed=1, sizes=QUICK)
+    outcome = run(plan, soak.host, server_binary, seed=1, sizes=QUICK)
 
     assert outcome.verdict.steps > 0
     assert outcome.is_kept(), outcome.summary()

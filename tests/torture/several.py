@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from expirer.connect import connect_all
 from expirer.keys import shard_keys
 from expirer.settings import Settings
-from tests.beds import House, Replicated
+from tests.beds import House, Replicated, execute
 from tests.cluster import Cluster
 from tests.network import Network
 from tests.proxy import CLEAR, Weather
@@ -119,7 +119,7 @@ class Clustered(Several):
         key = self.chance.choice(self.shards)[1].index
         primary = self.house.primary_of(key)
         replica = self.house.replica_of(primary)
-        timeout_s = int(replica.client().config_get("cluster-node-timeout")["cluster-node-timeout"]) / 1000
+        timeout_s = int(execute(replica, "CONFIG", "GET", "cluster-node-timeout")["cluster-node-timeout"]) / 1000
         at = self._promoted_at.get(replica, -math.inf) + _FORGOTTEN_AFTER * timeout_s
         self.wait(max(0, at - time.monotonic()))
         return key, primary

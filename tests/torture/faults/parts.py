@@ -34,7 +34,10 @@ def part_primary(bed: Watched) -> None:
     primary, sentinel = bed.house.primary(), bed.chance.choice(bed.house.sentinels)
     bed.wait(bed.chance.uniform(0.3, 1))
     bed.network.part(primary, sentinel)
-    bed.wait_until(lambda: any(info_of(one).get("role") == "master" for one in bed.house.servers if one is not primary), "another primary")
+    bed.wait_until(
+        lambda: any(info_of(one).get("role") == "master" for one in bed.house.servers if one is not primary),
+        "another primary",
+    )
     # Who asks the Sentinel beside the old primary comes back to it.
     bed.network.line_to(primary).cut((OUTSIDE,))
     _heal(bed)

@@ -6,6 +6,7 @@ from tests.torture.fault import Fault, Host
 from tests.torture.faults.servers import AGREES
 from tests.torture.several import Clustered, Watched
 
+
 def move_slot(bed: Clustered) -> None:
     """Move the slot of a shard to another primary in the middle of a drain, and back."""
     slot, source = bed.a_slot()
