@@ -7,7 +7,7 @@ the program connects to it. A test that breaks a bed has one of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGSTOP
@@ -153,10 +153,11 @@ class Replicated(House):
         wait_until(self._asks_for_failover)
         return self.wait_for_another(old)
 
-    def wait_for_another(self, old: RedisServer) -> RedisServer:
-        """Return the new primary, once every Sentinel names one that is not the old."""
-        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels), _ELECTION_S)
-        port = self._named(self.sentinels[0])
+    def wait_for_another(self, old: RedisServer, sentinels: Sequence[RedisServer] = ()) -> RedisServer:
+        """Return the new primary, once all Sentinels, or those that are meant, name one that is not the old."""
+        sentinels = sentinels or self.sentinels
+        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in sentinels), _ELECTION_S)
+        port = self._named(sentinels[0])
         new = next(server for server in self.servers if server.port == port)
         wait_until(lambda: info_of(new).get("role") == "master")
         return new

@@ -7,6 +7,7 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from tests.proxy import CLEAR, Proxy
 from tests.servers import RedisServer
@@ -38,7 +39,7 @@ class Place:
 
 
 class Network:
-    """Has a place for each server, until it is closed.
+    """Has a place for each server, until the block ends.
 
     A server calls others from an address of its own. So its peers' proxies know it, whoever else is on this machine.
     """
@@ -47,6 +48,12 @@ class Network:
         self._lines = ExitStack()
         self._places: dict[int, Place] = {}
         self._has_source = _version(binary) >= 7
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
 
     def place(self, port: int, bus_port: int | None = None) -> Place:
         """Return a place for a server that listens on these ports."""
@@ -84,10 +91,6 @@ class Network:
                 if cut:
                     line.cut(line.weather.parted)
                 line.weather = CLEAR
-
-    def close(self) -> None:
-        """End every line."""
-        self._lines.close()
 
 
 def _version(binary: Path) -> int:

@@ -35,8 +35,7 @@ class Several(Bed):
     def build(self) -> None:
         """Start the servers."""
         self._running = ExitStack()
-        self.network = Network(self._binary)
-        self._running.callback(self.network.close)
+        self.network = self._running.enter_context(Network(self._binary))
         self._running.enter_context(self._house())
         settings = Settings(**self.settings(of_workers=False))
         self.shards = list(zip(connect_all(settings).shards, shard_keys(settings), strict=True))
@@ -119,7 +118,7 @@ class Clustered(Several):
         key = self.chance.choice(self.shards)[1].index
         primary = self.house.primary_of(key)
         replica = self.house.replica_of(primary)
-        timeout_s = int(execute(replica, "CONFIG", "GET", "cluster-node-timeout")["cluster-node-timeout"]) / 1000
+        timeout_s = int(execute(replica, "CONFIG", "GET", "cluster-node-timeout")[1]) / 1000
         at = self._promoted_at.get(replica, -math.inf) + _FORGOTTEN_AFTER * timeout_s
         self.wait(max(0, at - time.monotonic()))
         return key, primary
