@@ -27,6 +27,7 @@ def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     assert outcome.is_kept(), outcome.summary()
 
 
+@linux_only
 def test_exact_while_a_cluster_changes(server_binary: Path) -> None:
     """While slots move, nodes come and go and primaries are exchanged, all of it agrees as well."""
     changes = [FAULTS["slots"], FAULTS["nodes"], FAULTS["swaps"]]
@@ -37,7 +38,8 @@ def test_exact_while_a_cluster_changes(server_binary: Path) -> None:
     assert outcome.is_kept(), outcome.summary()
 
 
-@pytest.mark.parametrize("name", ["power", "failover"])
+@linux_only
+@pytest.mark.parametrize("name", ["power", "failover", "cluster-parts"])
 def test_nothing_is_half_done_where_the_server_forgets(name: str, server_binary: Path) -> None:
     """What the server lost is lost as a whole: counters, status, index and events of what survived agree."""
     fault = FAULTS[name]

@@ -78,12 +78,13 @@ class Watched(Several):
         self.house: Replicated = Replicated(self._binary, self.folder, *self._options, network=self.network)
         return self.house
 
-    def settings(self, *, of_workers: bool) -> dict[str, Any]:  # noqa: ARG002  # both ask the Sentinels
-        """Return the Sentinels, in any order: each worker asks another first."""
+    def settings(self, *, of_workers: bool) -> dict[str, Any]:
+        """Return the Sentinels; every other worker knows only one, which may be parted with the old primary."""
         sentinels = self.house.settings["redis_sentinels"].split(",")
-        self.chance.shuffle(sentinels)
-        shuffled = {"redis_sentinels": ",".join(sentinels), "redis_url": self.with_timeouts("redis://localhost")}
-        return {**self.house.settings, **shuffled}
+        if of_workers:
+            sentinels = self.chance.sample(sentinels, self.chance.choice((1, 3)))
+        known = {"redis_sentinels": ",".join(sentinels), "redis_url": self.with_timeouts("redis://localhost")}
+        return {**self.house.settings, **known}
 
     def a_primary(self) -> RedisServer:
         """Return the primary."""
