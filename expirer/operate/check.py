@@ -18,11 +18,11 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 
 from expirer import control, scripts
 from expirer.connect import Servers, location, redact
+from expirer.directory import shown as shown_address
 from expirer.environment import variable
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
 from expirer.keys import ShardKeys, shard_keys
-from expirer.locate import shown as shown_address
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import shown
