@@ -181,11 +181,8 @@ class Replicated(House):
             for kind in ("REPLICAS", "SENTINELS")
             for row in _rows(*execute(sentinel, "SENTINEL", kind, SERVICE))
         ]
-        return (int(one[b"port"]), one[b"flags"], sorted(others)) == (
-            primary.port,
-            b"master",
-            [b"sentinel"] * 2 + [b"slave"] * 2,
-        )
+        seen = (int(one[b"port"]), one[b"flags"], sorted(others))
+        return seen == (primary.port, b"master", [b"sentinel"] * 2 + [b"slave"] * 2)
 
     def _server(self, number: int, login: dict[str, Any] | None) -> RedisServer:
         port = free_port()

@@ -79,7 +79,7 @@ class Watched(Several):
         return self.house
 
     def settings(self, *, of_workers: bool) -> dict[str, Any]:
-        """Return the Sentinels; every other worker knows only one, which may be parted with the old primary."""
+        """Return the Sentinels; about half of the workers know one only, which may be parted with the old primary."""
         sentinels = self.house.settings["redis_sentinels"].split(",")
         if of_workers:
             sentinels = self.chance.sample(sentinels, self.chance.choice((1, 3)))
