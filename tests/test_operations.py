@@ -119,7 +119,7 @@ def a_power_cut(shop: Inventory) -> None:
     shop.stock("mug", 8, 2)
     shop.hold("mug", 2, FUTURE, "order-11:mug")
     shop.client.config_set("appendonly", "yes")
-    wait_until(lambda: shop.client.info("persistence")["aof_rewrite_in_progress"] == 0)  # type: ignore[index]
+    wait_until(lambda: shop.client.info("persistence")["aof_rewrite_in_progress"] == 0)
 
 
 SITUATIONS: dict[str, tuple[Callable[[Inventory], None], bool]] = {
