@@ -157,12 +157,12 @@ def shows_the_page(desk: Desk) -> list[str]:
         watch = Watch(servers, desk.settings, "worker")
         watch.look()
         quarantine = watch.view().quarantine
-        is_whole = take_sample(servers, desk.settings).is_whole
+        sample = take_sample(servers, desk.settings)
     troubles = [
         ping(desk.settings),
         watch.view().error,
         quarantine.error,
-        "" if is_whole else "not every shard could be read",
+        "" if sample.shards else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
 

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from expirer.connect import connect_all, explain
 from expirer.operate.server import LATE_TICK_MS
+from expirer.operate.terminal import shown
 from expirer.settings import Settings
 from expirer.tally import ShardCounts, Tally
 
@@ -54,7 +55,8 @@ def _late_shards(tally: Tally, settings: Settings) -> Iterator[str]:
 
 def _trouble(shard: ShardCounts, now: float, longest_s: float) -> str:
     if shard.failures:
-        return f"the last {shard.failures} ticks failed" if shard.failures > 1 else "the last tick failed"
+        ticks = f"{shard.failures} ticks" if shard.failures > 1 else "tick"
+        return f"the last {ticks} failed: {shown(shard.why)}"
     if not shard.succeeded_s:
         return "no tick yet"
     age_s = now - shard.succeeded_s
