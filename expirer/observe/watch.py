@@ -10,6 +10,7 @@ from expirer.connect import Servers, explain, lacks_right
 from expirer.journal import RightsJournal
 from expirer.observe.history import PERIOD_MS, History
 from expirer.observe.page import View
+from expirer.observe.probes import refused_keys
 from expirer.observe.quarantine import Quarantine, look
 from expirer.operate.picture import Camera, Picture
 from expirer.settings import Settings
@@ -43,8 +44,11 @@ class Watch:
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             before, quarantine, _, since = self._seen
             why = f"{name}{explain(error, self._settings)}"
+            if lacks_right(error):
+                if refused := refused_keys(self._servers, self._settings):
+                    why = f"{why}; it may not use {', '.join(refused)}"
+                self.missing_right = why
             self._seen = (before, quarantine, why, since)
-            self.missing_right = why if lacks_right(error) else self.missing_right
         else:
             now = _now()
             self._history.add(picture, now)
