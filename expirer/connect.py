@@ -131,7 +131,7 @@ def connect_all(settings: Settings) -> Servers:
     if settings.redis_sentinels:
         addresses = [address for text in settings.redis_sentinels for address in host_ports(text)]
         sentinels = Sentinels(settings.redis_sentinel_service, addresses, _of_sentinels(options, settings))
-        return Servers.one(located(sentinels.primary, options), settings)
+        return Servers.one(located(sentinels.primary, options, looks_again=True), settings)
     if settings.redis_cluster:
         cluster = Cluster([(host or "localhost", port) for host, port in start], options)
         slots = tuple(map(slot_of, shard_keys(settings)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from redis import ConnectionPool, Redis
@@ -19,6 +21,10 @@ Address = tuple[str, int]
 
 _PATIENCE_S = 1.0
 """For one that is asked; the next may know as well."""
+_TRUST_S = 5.0
+"""Then a connection that stands looks again: a primary that is parted from the others does not know that it is none."""
+_MOST_OF_ITS_TIME = 1 / 30
+"""That looking may take where those who are asked hang."""
 
 
 class LocatedConnection(Connection):
@@ -26,16 +32,41 @@ class LocatedConnection(Connection):
 
     Args:
         where: returns the address; raises RedisError where it cannot be known.
+        looks_again: whether to do so, once in a while, though it is connected.
 
     """
 
-    def __init__(self, *, where: Callable[[], Address], **options: Any) -> None:  # noqa: ANN401  # redis-py's
+    def __init__(
+        self,
+        *,
+        where: Callable[[], Address],
+        looks_again: bool,
+        **options: Any,  # noqa: ANN401  # redis-py's
+    ) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self._where = where
+        self._looks_again = looks_again
+        self._looks_at = -math.inf
+
+    def connect(self) -> None:
+        """Connect; where that is done already, go to another server if it must be that by now."""
+        if self._looks_again and self._sock is not None and time.monotonic() >= self._looks_at:
+            with suppress(RedisError, OSError):  # nobody knows better
+                if self._look() != (self.host, self.port):
+                    self.disconnect()
+        super().connect()  # type: ignore[no-untyped-call]
 
     def _connect(self) -> Any:  # noqa: ANN401  # a socket, as redis-py has it
-        self.host, self.port = self._where()
+        self.host, self.port = self._look()
         return super()._connect()  # type: ignore[no-untyped-call]
+
+    def _look(self) -> Address:
+        began_at = time.monotonic()
+        try:
+            return self._where()
+        finally:
+            ended_at = time.monotonic()
+            self._looks_at = ended_at + max(_TRUST_S, (ended_at - began_at) / _MOST_OF_ITS_TIME)
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # as redis-py has it
         """Read a reply; after one that says that this is not the primary the next command looks for it again."""
@@ -50,7 +81,7 @@ class LocatedSSLConnection(LocatedConnection, SSLConnection):
     """The same with TLS; the certificate must name the host that was looked up."""
 
 
-def located(where: Callable[[], Address], options: Mapping[str, Any]) -> Redis:
+def located(where: Callable[[], Address], options: Mapping[str, Any], *, looks_again: bool = False) -> Redis:
     """Build a client whose connections look up where they go; `options` are those of a connection to any node."""
     kind = options.get("connection_class", Connection)
     pool = ConnectionPool(
@@ -58,6 +89,7 @@ def located(where: Callable[[], Address], options: Mapping[str, Any]) -> Redis:
             **options,
             "connection_class": LocatedSSLConnection if issubclass(kind, SSLConnection) else LocatedConnection,
             "where": where,
+            "looks_again": looks_again,
         }
     )
     return Redis.from_pool(pool)
@@ -74,8 +106,8 @@ class _Directory:
         for name in ("socket_timeout", "socket_connect_timeout"):
             self._options[name] = min(_PATIENCE_S, options.get(name) or _PATIENCE_S)
 
-    def ask(self, *command: str) -> tuple[Address, Any]:
-        """Return who answered, and what; raise ConnectionError with what stood in the way of each."""
+    def ask(self, *command: str) -> Iterator[tuple[Address, Any]]:
+        """Yield who answered, and what, one by one; where none does raise ConnectionError with what each said."""
         problems = []
         for _ in range(len(self._addresses)):
             address = self._addresses.pop(0)
@@ -86,9 +118,11 @@ class _Directory:
                 problems.append(f"{shown(address)}: {error}")
                 continue
             if answer:
-                return address, answer
-            problems.append(f"{shown(address)}: it does not know")
-        raise NoConnection("; ".join(problems))
+                yield address, answer
+            else:
+                problems.append(f"{shown(address)}: it does not know")
+        if len(problems) == len(self._addresses):
+            raise NoConnection("; ".join(problems))
 
     def learn(self, *addresses: Address) -> None:
         """Ask these as well, and of all others only those of the start: nodes come and go for months."""
@@ -112,21 +146,29 @@ class Sentinels:
     def __init__(self, service: str, addresses: Sequence[Address], options: Mapping[str, Any]) -> None:
         self._service = service
         self._directory = _Directory(addresses, options)
+        self._most = len(addresses) // 2 + 1
         self._lock = threading.Lock()
 
     def primary(self) -> Address:
-        """Return where the primary is, as the first Sentinel that answers says.
+        """Return where the primary is, as most of the Sentinels say, or of those that answer.
+
+        Only most of them can promote another; one that is parted from the others names the old one still.
 
         Raises:
             ConnectionError: none answers, or none knows the service.
 
         """
+        votes: Counter[Address] = Counter()
         with self._lock:
             try:
-                _, (host, port) = self._directory.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+                for _, (host, port) in self._directory.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service):
+                    address = host.decode(), int(port)
+                    votes[address] += 1
+                    if votes[address] >= self._most:
+                        break
             except NoConnection as error:
                 raise NoConnection(f"no Sentinel names a primary of {self._service!r}: {error}") from None
-        return host.decode(), int(port)
+        return votes.most_common(1)[0][0]
 
 
 class Cluster:
@@ -168,7 +210,7 @@ class Cluster:
     def _read(self) -> None:
         self._read_at, self._trouble = time.monotonic(), ""
         try:
-            (asked, _), rows = self._directory.ask("CLUSTER", "SLOTS")
+            (asked, _), rows = next(self._directory.ask("CLUSTER", "SLOTS"))
         except NoConnection as error:
             self._trouble = str(error)
             return

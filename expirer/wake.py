@@ -58,6 +58,7 @@ class WakeListener:
             pubsub.subscribe(*self._ticks, *self._wakes)
             is_asked = False
             while not self._stopped.is_set():
+                pubsub.connection.connect()  # elsewhere, and subscribe there, if another is the primary by now
                 # With a time-out of its own: before redis-py 8.0.1 listen() ends with the socket's.
                 message = pubsub.get_message(timeout=_SILENCE_S)
                 if message is None:

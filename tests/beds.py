@@ -6,7 +6,8 @@ the program connects to it. A test that breaks a bed has one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGSTOP
@@ -16,6 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.network import OUTSIDE, Network
 from tests.program import wait_until
 from tests.servers import RedisServer, free_port
 
@@ -27,47 +29,24 @@ _DOWN_AFTER_MS = 2000
 """Less would take a busy machine for a dead server."""
 
 
-class Replicated:
-    """A primary with two replicas and three Sentinels.
+class House(ABC):
+    """Servers that start with a block, and end with it whatever happens.
 
     Args:
         options: of every server, as on its command line.
-        sentinel_lines: of every Sentinel, as in its configuration file.
-        login: what a client of the tests needs to connect to a server, such as a password.
-        sentinel_login: the same for a Sentinel.
         tls: the authority's certificate, where all speak TLS.
+        network: the lines between them, where they may be parted.
 
     """
 
-    def __init__(  # each with a default
-        self,
-        binary: Path,
-        folder: Path,
-        *options: str,
-        sentinel_lines: tuple[str, ...] = (),
-        login: dict[str, Any] | None = None,
-        sentinel_login: dict[str, Any] | None = None,
-        tls: Path | None = None,
+    def __init__(
+        self, binary: Path, folder: Path, *options: str, tls: Path | None = None, network: Network | None = None
     ) -> None:
         self._binary = binary
-        self._tls = tls
-        self._options = options
         self._folder = folder
-        self._sentinel_lines = sentinel_lines
-        self._sentinel_login = sentinel_login
-        self.servers = [
-            RedisServer(
-                binary,
-                made(folder / f"server-{number}"),
-                *REPLICATION,
-                *options,
-                port=free_port(),
-                login=login,
-                tls=tls,
-            )
-            for number in range(3)
-        ]
-        self.sentinels: list[RedisServer] = []
+        self._options = options
+        self._tls = tls
+        self._network = network
         self.settings: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -80,6 +59,49 @@ class Replicated:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start everything; return once all know of each other."""
+
+    @abstractmethod
+    def is_well(self) -> bool:
+        """Say whether everybody knows the same primaries, and has all that they have."""
+
+    @abstractmethod
+    def _processes(self) -> Iterable[RedisServer]: ...
+
+    def stop(self) -> None:
+        """End every process."""
+        for server in self._processes():
+            server.stop()
+
+
+class Replicated(House):
+    """A primary with two replicas and three Sentinels.
+
+    Args:
+        sentinel_lines: of every Sentinel, as in its configuration file.
+        login: what a client of the tests needs to connect to a server, such as a password.
+        sentinel_login: the same for a Sentinel.
+
+    """
+
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        *options: str,
+        sentinel_lines: tuple[str, ...] = (),
+        login: dict[str, Any] | None = None,
+        sentinel_login: dict[str, Any] | None = None,
+        **of_any_house: Any,  # noqa: ANN401  # see House
+    ) -> None:
+        super().__init__(binary, folder, *options, **of_any_house)
+        self._sentinel_lines = sentinel_lines
+        self._sentinel_login = sentinel_login
+        self.servers = [self._server(number, login) for number in range(3)]
+        self.sentinels: list[RedisServer] = []
 
     def start(self) -> None:
         """Start everything; return once the replicas follow and the Sentinels know of all."""
@@ -99,10 +121,17 @@ class Replicated:
             self.settings["redis_url"] = f"rediss:///0?ssl_ca_certs={self._tls}"
         wait_until(lambda: all(self._known(sentinel) == (2, 2) for sentinel in self.sentinels))
 
-    def stop(self) -> None:
-        """End every process."""
-        for server in (*self.sentinels, *self.servers):
-            server.stop()
+    def is_well(self) -> bool:
+        """Say whether all Sentinels name the one primary, call nobody down, and the others follow it."""
+        roles = [info.get("role") for info in map(info_of, self.servers)]
+        return (
+            sorted(map(str, roles)) == ["master", "slave", "slave"]
+            and all(follows(server) for server, role in zip(self.servers, roles, strict=True) if role == "slave")
+            and all(self._sees_all(sentinel, self.servers[roles.index("master")]) for sentinel in self.sentinels)
+        )
+
+    def _processes(self) -> Iterable[RedisServer]:
+        return (*self.sentinels, *self.servers)
 
     def primary(self) -> RedisServer:
         """Return the server that says it is the primary, and runs; the last one made so where there are two."""
@@ -124,10 +153,11 @@ class Replicated:
         wait_until(self._asks_for_failover)
         return self.wait_for_another(old)
 
-    def wait_for_another(self, old: RedisServer) -> RedisServer:
-        """Return the new primary, once every Sentinel names one that is not the old."""
-        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in self.sentinels), _ELECTION_S)
-        port = self._named(self.sentinels[0])
+    def wait_for_another(self, old: RedisServer, sentinels: Sequence[RedisServer] = ()) -> RedisServer:
+        """Return the new primary, once all Sentinels, or those that are meant, name one that is not the old."""
+        sentinels = sentinels or self.sentinels
+        wait_until(lambda: all(self._named(sentinel) != old.port for sentinel in sentinels), _ELECTION_S)
+        port = self._named(sentinels[0])
         new = next(server for server in self.servers if server.port == port)
         wait_until(lambda: info_of(new).get("role") == "master")
         return new
@@ -141,17 +171,49 @@ class Replicated:
         return int(execute(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
 
     def _known(self, sentinel: RedisServer) -> tuple[int, int]:
-        reply = execute(sentinel, "SENTINEL", "MASTER", SERVICE)
-        row = dict(zip(reply[::2], reply[1::2], strict=True))
+        [row] = _rows(execute(sentinel, "SENTINEL", "MASTER", SERVICE))
         return int(row[b"num-slaves"]), int(row[b"num-other-sentinels"])
+
+    def _sees_all(self, sentinel: RedisServer, primary: RedisServer) -> bool:
+        [one] = _rows(execute(sentinel, "SENTINEL", "MASTER", SERVICE))
+        others = [
+            row[b"flags"]
+            for kind in ("REPLICAS", "SENTINELS")
+            for row in _rows(*execute(sentinel, "SENTINEL", kind, SERVICE))
+        ]
+        return (int(one[b"port"]), one[b"flags"], sorted(others)) == (
+            primary.port,
+            b"master",
+            [b"sentinel"] * 2 + [b"slave"] * 2,
+        )
+
+    def _server(self, number: int, login: dict[str, Any] | None) -> RedisServer:
+        port = free_port()
+        placed: tuple[str, ...] = ()
+        if self._network is not None:
+            place = self._network.place(port)
+            port = place.port
+            placed = (*place.options, "--replica-announce-ip", OUTSIDE, "--replica-announce-port", str(port))
+        return RedisServer(
+            self._binary, made(self._folder / f"server-{number}"), *REPLICATION, *self._options, *placed,
+            port=port, login=login, tls=self._tls,
+        )  # fmt: skip
 
     def _start_sentinel(self, number: int) -> None:
         folder = made(self._folder / f"sentinel-{number}")
+        port = free_port()
+        placed: tuple[str, ...] = ()
+        announced: tuple[str, ...] = ()
+        if self._network is not None:
+            place = self._network.place(port)
+            port, placed = place.port, place.options
+            announced = (f"sentinel announce-ip {OUTSIDE}", f"sentinel announce-port {port}")
         configuration = folder / "sentinel.conf"
         lines = (
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.servers[0].port} 2",
             f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER_MS}",
             f"sentinel failover-timeout {SERVICE} 3000",
+            *announced,
             *self._sentinel_lines,
         )
         configuration.write_text("".join(f"{line}\n" for line in lines))
@@ -159,13 +221,18 @@ class Replicated:
             self._binary,
             folder,
             *(self._options if self._tls else ()),
-            port=free_port(),
+            *placed,
+            port=port,
             sentinel=configuration,
             login=self._sentinel_login,
             tls=self._tls,
         )
         self.sentinels.append(sentinel)
         sentinel.start()
+
+
+def _rows(*replies: list[bytes]) -> list[dict[bytes, bytes]]:
+    return [dict(zip(reply[::2], reply[1::2], strict=True)) for reply in replies]
 
 
 @contextmanager

@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import redis
 from redis.cluster import RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from tests.beds import REPLICATION, execute, follows, info_of, made, raw, tls_options
+from tests.beds import REPLICATION, House, execute, follows, info_of, made, raw, tls_options
+from tests.network import OUTSIDE, Place
 from tests.program import wait_until
 from tests.servers import RedisServer, free_cluster_port
 
+_TO_BUS = 10_000
+"""From the port of a node to that of its bus."""
 _NODE_TIMEOUT_MS = 2000
 """Less would take a busy machine for a dead server."""
 
 
-class Cluster:
-    """A Redis Cluster of three primaries and three replicas; the n-th replica belongs to the n-th primary.
+class Cluster(House):
+    """A Redis Cluster of three primaries and three replicas; the n-th replica belongs to the n-th primary."""
 
-    Args:
-        options: of every node, as on its command line.
-        tls: the authority's certificate, where all speak TLS.
-
-    """
-
-    def __init__(self, binary: Path, folder: Path, *options: str, tls: Path | None = None) -> None:
-        self._tls = tls
-        self._binary = binary
-        self._folder = folder
-        self._options = options
+    def __init__(self, binary: Path, folder: Path, *options: str, **of_any_house: Any) -> None:  # noqa: ANN401  # see House
+        super().__init__(binary, folder, *options, **of_any_house)
         self.nodes: list[RedisServer] = []
-        self.settings: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the nodes and join them; return once each says that the Cluster is ok, and all replicas follow."""
@@ -68,10 +51,23 @@ class Cluster:
         wait_until(lambda: all(follows(replica) for replica in replicas))
         wait_until(lambda: all(sum("slave" in row[2] for row in self._rows(node)) == 3 for node in self.nodes))
 
-    def stop(self) -> None:
-        """End every process."""
-        for node in self.nodes:
-            node.stop()
+    def is_well(self) -> bool:
+        """Say whether all nodes run and say the same of each other, nothing bad, and the replicas follow."""
+        views = {self._view(node) for node in self.nodes}
+        return len(views) == 1 and all(
+            "fail" not in flags and (flags == "master" or follows(self._at(port))) for port, flags, *_ in min(views)
+        )
+
+    def primaries(self) -> list[RedisServer]:
+        """Return the nodes that serve slots, as a running one has it."""
+        return [self._at(_port(row)) for row in self._rows(self._running()[0]) if "master" in row[2] and len(row) > 8]
+
+    def _processes(self) -> Iterable[RedisServer]:
+        return self.nodes
+
+    def _view(self, node: RedisServer) -> tuple[tuple[int, str, str, str], ...]:
+        rows = self._rows(node)
+        return tuple(sorted((_port(row), row[2].removeprefix("myself,"), row[3], " ".join(row[8:])) for row in rows))
 
     def client(self) -> RedisCluster:
         """Return a new client of the whole Cluster."""
@@ -100,7 +96,7 @@ class Cluster:
 
     def _followers(self, id_: str) -> list[RedisServer]:
         rows = self._rows(self._running()[0])
-        ports = {int(row[1].partition("@")[0].rpartition(":")[2]) for row in rows if row[3] == id_}
+        ports = {_port(row) for row in rows if row[3] == id_}
         return [node for node in self._running() if node.port in ports]
 
     def failover(self, primary: RedisServer) -> RedisServer:
@@ -182,9 +178,14 @@ class Cluster:
 
     def _node(self) -> RedisServer:
         port = free_cluster_port()
+        placed: tuple[str, ...] = ()
+        if self._network is not None:
+            place = self._network.place(port, port + _TO_BUS)
+            port, placed = place.port, (*place.options, *_announcing(place))
         node = RedisServer(
             self._binary, made(self._folder / f"node-{port}"), "--cluster-enabled", "yes",
-            "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *REPLICATION, *self._options, port=port, tls=self._tls,
+            "--cluster-node-timeout", str(_NODE_TIMEOUT_MS), *REPLICATION, *self._options, *placed,
+            port=port, tls=self._tls,
         )  # fmt: skip
         self.nodes.append(node)
         node.start()
@@ -193,7 +194,10 @@ class Cluster:
     def _meet(self, node: RedisServer) -> None:
         for other in self._running():
             if other is not node:
-                execute(node, "CLUSTER", "MEET", "127.0.0.1", other.port)
+                execute(node, "CLUSTER", "MEET", OUTSIDE, other.port, self._bus_port(other))
+
+    def _bus_port(self, node: RedisServer) -> int:
+        return node.port + _TO_BUS if self._network is None else self._network.bus_port(node)
 
     def _replicate(self, replica: RedisServer, primary: RedisServer) -> None:
         id_ = self.id_of(primary)
@@ -210,3 +214,13 @@ class Cluster:
 
     def _at(self, port: int) -> RedisServer:
         return next(node for node in self.nodes if node.port == port)
+
+
+def _port(row: list[str]) -> int:
+    return int(row[1].partition("@")[0].rpartition(":")[2])
+
+
+def _announcing(place: Place) -> tuple[str, ...]:
+    assert place.bus is not None
+    ports = ("--cluster-announce-port", str(place.port), "--cluster-announce-bus-port", str(place.bus.own_port))
+    return ("--cluster-announce-ip", OUTSIDE, *ports)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -38,6 +39,8 @@ class Weather:
     """After so many bytes this way since the weather began, over all connections, that connection is cut."""
     refuses: bool = False
     """New connections are closed at once."""
+    parted: frozenset[str] = frozenset()
+    """Addresses of callers for whom all is silent, both ways; they may connect, and hear nothing."""
 
 
 CLEAR = Weather()
@@ -91,6 +94,8 @@ class _Stream:
     way: Way
     source: socket.socket
     target: socket.socket
+    caller: str
+    """The address from which the connection came."""
     queue: deque[tuple[float, bytes]] = field(default_factory=deque)
     free_at: float = 0.0
 
@@ -107,11 +112,12 @@ class Proxy:
         self._weather = CLEAR
         self._passed: Counter[Way] = Counter()
         self._is_closed = False
-        self._cuts = 0
+        self._cuts: deque[Container[str] | None] = deque()
         self._streams: list[_Stream] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run)
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.own_port: int = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.own_port}"
         self.has_cut = False
         """Whether the cut at a byte has come about since the weather began."""
 
@@ -140,19 +146,17 @@ class Proxy:
         self._passed.clear()
         self._weather = weather
 
-    def cut(self) -> None:
-        """Cut every connection, with what is on its way."""
-        self._cuts += 1
+    def cut(self, callers: Container[str] | None = None) -> None:
+        """Cut every connection, or those that came from some addresses, with what is on its way."""
+        self._cuts.append(callers)
 
     def _run(self) -> None:
-        cuts = 0
         while not self._is_closed:
-            now, weather = time.monotonic(), self._weather
-            heard = {s.source: s for s in self._streams if s.way not in weather.silent and s.free_at <= now}
+            weather = self._weather
+            heard = self._heard(weather)
             ready = select.select([self._listener, *heard], [], [], _STEP_S)[0]
-            if self._cuts != cuts:
-                cuts = self._cuts
-                self._cut_all()
+            if self._cuts:
+                self._cut_all(self._cuts.popleft())
                 continue
             for source in ready:
                 if source is self._listener:
@@ -163,8 +167,16 @@ class Proxy:
                 if not self._deliver(stream):
                     self._disconnect(stream)
 
+    def _heard(self, weather: Weather) -> dict[socket.socket, _Stream]:
+        now = time.monotonic()
+        return {
+            stream.source: stream
+            for stream in self._streams
+            if stream.way not in weather.silent and stream.caller not in weather.parted and stream.free_at <= now
+        }
+
     def _connect(self, weather: Weather) -> None:
-        client, _ = self._listener.accept()
+        client, (caller, _) = self._listener.accept()
         try:
             if weather.refuses:
                 raise ConnectionRefusedError
@@ -175,7 +187,7 @@ class Proxy:
         for end in (client, server):
             end.settimeout(DEADLINE_S)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._streams += [_Stream("request", client, server), _Stream("reply", server, client)]
+        self._streams += [_Stream("request", client, server, caller), _Stream("reply", server, client, caller)]
 
     def _read(self, stream: _Stream, weather: Weather) -> None:
         most = 65536
@@ -235,6 +247,7 @@ class Proxy:
         for end in ends:
             end.close()
 
-    def _cut_all(self) -> None:
+    def _cut_all(self, callers: Container[str] | None = None) -> None:
         for stream in list(self._streams):
-            self._disconnect(stream)
+            if callers is None or stream.caller in callers:
+                self._disconnect(stream)

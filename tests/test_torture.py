@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture import fuzz, soak
+from tests.torture import fuzz
 from tests.torture.bed import QUICK
 from tests.torture.fault import run
 from tests.torture.faults import FAULTS
+from tests.torture.soak import SOAKS
 from tests.weather import linux_only
 
 
@@ -17,14 +18,16 @@ from tests.weather import linux_only
 @pytest.mark.usefixtures("_compiler")
 def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
     """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
-    plan = [fault for fault in soak.STRIKERS for _ in range(fault.quick_times)]
+    soak = SOAKS["soak"]
+    plan = [fault for fault in soak.strikers for _ in range(fault.quick_times)]
 
-    outcome = run(plan, soak.HOST, server_binary, seed=1, sizes=QUICK)
+    outcome = run(plan, soak.host, server_binary, seed=1, sizes=QUICK)
 
     assert outcome.verdict.steps > 0
     assert outcome.is_kept(), outcome.summary()
 
 
+@linux_only
 def test_exact_while_a_cluster_changes(server_binary: Path) -> None:
     """While slots move, nodes come and go and primaries are exchanged, all of it agrees as well."""
     changes = [FAULTS["slots"], FAULTS["nodes"], FAULTS["swaps"]]
@@ -35,7 +38,8 @@ def test_exact_while_a_cluster_changes(server_binary: Path) -> None:
     assert outcome.is_kept(), outcome.summary()
 
 
-@pytest.mark.parametrize("name", ["power", "failover"])
+@linux_only
+@pytest.mark.parametrize("name", ["power", "failover", "cluster-parts"])
 def test_nothing_is_half_done_where_the_server_forgets(name: str, server_binary: Path) -> None:
     """What the server lost is lost as a whole: counters, status, index and events of what survived agree."""
     fault = FAULTS[name]

@@ -1,4 +1,4 @@
-"""The long part: each fault as often as promised, then a soak; the figures go into docs/reliability.md."""
+"""The long part: each fault as often as promised, then the soaks; the figures go into docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from itertools import repeat
 from pathlib import Path
 
 from tests.servers import MISSING, find_server
-from tests.torture import fuzz, results, soak
+from tests.torture import fuzz, results
 from tests.torture.bed import Sizes
-from tests.torture.fault import EXACT, Outcome, run
+from tests.torture.fault import Outcome, run
 from tests.torture.faults import FAULTS
 from tests.torture.results import Told
+from tests.torture.soak import SOAKS
 
 _SIZES = Sizes()
-TOLD = {name: Told(fault.title, fault.promise) for name, fault in FAULTS.items()} | {
+_UNDER_LOAD = {**FAULTS, **SOAKS}
+TOLD = {name: Told(one.title, one.promise) for name, one in _UNDER_LOAD.items()} | {
     "fuzz": Told("due entries of random types, sizes, encodings and numbers", "each ends in one place; none blocks"),
-    "soak": Told("those of one server that promise to be exact, at random", EXACT),
 }
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         "--only", default="", metavar="FAULT,…", help=f"of {', '.join(TOLD)}; others keep their figures"
     )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: at random; it is printed")
-    parser.add_argument("--minutes", type=float, default=20, help="of the soak; default 20")
+    parser.add_argument("--minutes", type=float, default=20, help="of each soak; default 20")
     parser.add_argument("--report-only", action="store_true", help="write the document again from what was kept")
     options = parser.parse_args()
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(TOLD)
@@ -54,7 +55,7 @@ def main() -> None:
             continue
         results.keep(name, outcome, version)
         _say(f"{name}: {outcome.summary()}")
-        broken += [name] * (not outcome.is_kept(may_lose=name in FAULTS and FAULTS[name].may_lose))
+        broken += [name] * (not outcome.is_kept(may_lose=name in _UNDER_LOAD and _UNDER_LOAD[name].may_lose))
     results.tell(TOLD)
     if broken:
         sys.exit(f"a promise is broken: {', '.join(broken)}")
@@ -63,8 +64,8 @@ def main() -> None:
 def _torture(name: str, binary: Path, seed: int, minutes: float) -> Outcome:
     if name == "fuzz":
         return fuzz.run(binary, seed, _SIZES.entries)
-    if name == "soak":
-        return run(soak.plan(seed, minutes), soak.HOST, binary, seed, _SIZES)
+    if name in SOAKS:
+        return run(SOAKS[name].plan(seed, minutes), SOAKS[name].host, binary, seed, _SIZES)
     fault = FAULTS[name]
     return run(repeat(fault, fault.times), fault.host, binary, seed, _SIZES)
 

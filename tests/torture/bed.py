@@ -18,6 +18,7 @@ from expirer import control
 from expirer.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Program
+from tests.proxy import Weather
 from tests.torture.clock import ServerClock
 from tests.torture.judge import Verdict, judge
 from tests.torture.record import Stories
@@ -77,8 +78,17 @@ class Bed(ABC):
     def settings(self, *, of_workers: bool) -> dict[str, Any]:
         """Return how workers, or checkouts, reach the servers: names and values of Settings."""
 
-    def calm(self) -> None:  # noqa: B027  # not every bed has a fault that lasts
-        """End whatever fault lasts."""
+    @abstractmethod
+    def a_client(self) -> redis.Redis:
+        """Return a client of a server that takes writes."""
+
+    @abstractmethod
+    def change(self, weather: Weather, *, cut: bool = False) -> None:
+        """Change the weather before a server; with `cut` the connections to it are cut too."""
+
+    @abstractmethod
+    def calm(self) -> None:
+        """Let the sky clear; return once all servers are as they should be."""
 
     def __enter__(self) -> Self:
         try:

@@ -37,7 +37,7 @@ class Fault:
     name: str
     title: str
     strike: Callable[[Any], None]
-    """Strikes a bed of the host once; `bed.turn` says how often it was done before."""
+    """Strikes a bed of the host once; `bed.turn` says how often it was done before, and `bed.calm` repairs."""
     times: int
     quick_times: int = 2
     """In `make test`, where 0 leaves it to the long run."""
@@ -81,6 +81,7 @@ def run(plan: Iterable[Fault], host: Host, binary: Path, seed: int, sizes: Sizes
         for fault in plan:
             bed.turn = struck[fault.name]
             fault.strike(bed)
+            bed.calm()
             struck[fault.name] += 1
         verdict = bed.settle()
     if not verdict.wrong:

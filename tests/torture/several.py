@@ -2,52 +2,103 @@
 
 from __future__ import annotations
 
+import math
+import time
+from abc import abstractmethod
+from contextlib import ExitStack
 from typing import Any
 
+import redis
 from redis.crc import key_slot
 
 from expirer.connect import connect_all
 from expirer.keys import shard_keys
 from expirer.settings import Settings
-from tests.beds import Replicated
+from tests.beds import House, Replicated, execute
 from tests.cluster import Cluster
+from tests.network import Network
+from tests.proxy import CLEAR, Weather
 from tests.servers import RedisServer
 from tests.torture.bed import Bed
 
 _SHARDS = 4
 """Each of the products has a shard of its own, on a primary of its own."""
+_FORGOTTEN_AFTER = 4.5
+"""Node time-outs: Redis 7.0.15 may take an election that a node has won within four for a new one, and fail."""
 
 
-class Watched(Bed):
-    """A primary that Sentinels watch over."""
+class Several(Bed):
+    """Servers with a network between them that may part; there is always a primary to strike."""
+
+    house: House
 
     def build(self) -> None:
         """Start the servers."""
-        self.house = Replicated(self._binary, self.folder, *self._options)
-        self.house.start()
-        _meet(self)
+        self._running = ExitStack()
+        self.network = self._running.enter_context(Network(self._binary))
+        self._running.enter_context(self._house())
+        settings = Settings(**self.settings(of_workers=False))
+        self.shards = list(zip(connect_all(settings).shards, shard_keys(settings), strict=True))
 
     def tear_down(self) -> None:
-        """End every server."""
-        self.house.stop()
+        """End every server, then the network."""
+        self._running.close()
 
-    def settings(self, *, of_workers: bool) -> dict[str, Any]:  # noqa: ARG002  # both ask the Sentinels
-        """Return the Sentinels."""
-        return {**self.house.settings, "redis_url": self.with_timeouts("redis://localhost")}
+    @abstractmethod
+    def _house(self) -> House:
+        """Make the servers; set `house`."""
+
+    @abstractmethod
+    def a_primary(self) -> RedisServer:
+        """Return a primary at random, as of now."""
+
+    def a_client(self) -> redis.Redis:
+        """Return a client of a primary."""
+        return self.a_primary().client()
+
+    def change(self, weather: Weather, *, cut: bool = False) -> None:
+        """Change the weather for all who call a primary, but its bus; bad weather comes to one at a time."""
+        self.network.clear()
+        if weather != CLEAR:
+            line = self.network.line_to(self.a_primary())
+            line.weather = weather
+            if cut:
+                line.cut()
+
+    def calm(self) -> None:
+        """Let the sky clear; return once all servers are as they should be."""
+        self.network.clear()
+        self.wait_until(self.house.is_well, "all is well again")
 
 
-class Clustered(Bed):
+class Watched(Several):
+    """A primary that Sentinels watch over."""
+
+    def _house(self) -> House:
+        self.house: Replicated = Replicated(self._binary, self.folder, *self._options, network=self.network)
+        return self.house
+
+    def settings(self, *, of_workers: bool) -> dict[str, Any]:
+        """Return the Sentinels; every other worker knows only one, which may be parted with the old primary."""
+        sentinels = self.house.settings["redis_sentinels"].split(",")
+        if of_workers:
+            sentinels = self.chance.sample(sentinels, self.chance.choice((1, 3)))
+        known = {"redis_sentinels": ",".join(sentinels), "redis_url": self.with_timeouts("redis://localhost")}
+        return {**self.house.settings, **known}
+
+    def a_primary(self) -> RedisServer:
+        """Return the primary."""
+        return self.house.primary()
+
+
+class Clustered(Several):
     """A Cluster; the slots of the shop may move."""
 
-    def build(self) -> None:
-        """Start the nodes."""
-        self.house = Cluster(self._binary, self.folder, *self._options)
-        self.house.start()
-        _meet(self)
-
-    def tear_down(self) -> None:
-        """End every node."""
-        self.house.stop()
+    def _house(self) -> House:
+        self.house: Cluster = Cluster(self._binary, self.folder, *self._options, network=self.network)
+        self._primaries: list[RedisServer] = []
+        self._promoted_at: dict[RedisServer, float] = {}
+        return self.house
 
     def settings(self, *, of_workers: bool) -> dict[str, Any]:  # noqa: ARG002  # both know the nodes
         """Return the addresses of all nodes that run."""
@@ -59,7 +110,23 @@ class Clustered(Bed):
         key = self.chance.choice(self.shards)[1].index
         return key_slot(key.encode()), self.house.primary_of(key)
 
+    def a_primary(self) -> RedisServer:
+        """Return the primary of one of the shards."""
+        return self.a_slot()[1]
 
-def _meet(bed: Bed) -> None:
-    settings = Settings(**bed.settings(of_workers=False))
-    bed.shards = list(zip(connect_all(settings).shards, shard_keys(settings), strict=True))
+    def a_primary_to_lose(self) -> tuple[str, RedisServer]:
+        """Return a key of one of the shards, and its primary, once the replica of that may be promoted."""
+        key = self.chance.choice(self.shards)[1].index
+        primary = self.house.primary_of(key)
+        replica = self.house.replica_of(primary)
+        timeout_s = int(execute(replica, "CONFIG", "GET", "cluster-node-timeout")[1]) / 1000
+        at = self._promoted_at.get(replica, -math.inf) + _FORGOTTEN_AFTER * timeout_s
+        self.wait(max(0, at - time.monotonic()))
+        return key, primary
+
+    def calm(self) -> None:
+        """Let the sky clear; return once all nodes are as they should be."""
+        super().calm()
+        primaries = self.house.primaries()
+        self._promoted_at |= dict.fromkeys(set(primaries) - set(self._primaries), time.monotonic())
+        self._primaries = primaries

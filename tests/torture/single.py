@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import redis
+
 from expirer import control
 from expirer.control import Control
 from expirer.keys import ShardKeys
@@ -38,6 +40,10 @@ class OneServer(Bed):
     def settings(self, *, of_workers: bool) -> dict[str, Any]:
         """Return an address."""
         return {"redis_url": self.with_timeouts((self.line if of_workers else self._line_of_the_shop).url)}
+
+    def a_client(self) -> redis.Redis:
+        """Return a client of the server."""
+        return self.client
 
     def calm(self) -> None:
         """Let the sky clear."""

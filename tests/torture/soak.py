@@ -1,26 +1,65 @@
-"""The faults that promise to lose nothing, at random, for as long as it is wanted."""
+"""The faults that can strike a bed, at random, for as long as it is wanted."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from tests.torture.fault import Fault, Host
+from tests.torture.fault import EXACT, Fault, Host
 from tests.torture.faults import FAULTS
-from tests.torture.faults.servers import ALWAYS
+from tests.torture.faults.servers import AGREES, ALWAYS
+from tests.torture.faults.topologies import PATIENT
+from tests.torture.several import Watched
 from tests.torture.single import OneServer
 
-HOST = Host(ALWAYS.options, has_clock=True)
-"""Any of them can strike it."""
-STRIKERS = [fault for fault in FAULTS.values() if fault.host.bed is OneServer and not fault.may_lose]
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """What strikes at random, where, and what is promised."""
+
+    title: str
+    host: Host
+    """Any of the strikers can strike it."""
+    strikers: Sequence[Fault]
+    promise: str = AGREES
+    may_lose: bool = True
+
+    def plan(self, seed: int, minutes: float) -> Iterator[Fault]:
+        """Yield faults until the time is over; a seed yields the same ones in the same order."""
+        chance = random.Random(seed)
+        over_at = time.monotonic() + 60 * minutes
+        while time.monotonic() < over_at:
+            fault = chance.choice(self.strikers)
+            for _ in range(max(1, fault.quick_times)):
+                yield fault
 
 
-def plan(seed: int, minutes: float) -> Iterator[Fault]:
-    """Yield faults until the time is over; a seed yields the same ones in the same order."""
-    chance = random.Random(seed)
-    over_at = time.monotonic() + 60 * minutes
-    while time.monotonic() < over_at:
-        fault = chance.choice(STRIKERS)
-        for _ in range(fault.quick_times):
-            yield fault
+def _named(*names: str) -> tuple[Fault, ...]:
+    return tuple(FAULTS[name] for name in names)
+
+
+_ANYWHERE = _named(
+    "kills", "stops", "crowds", "writers", "holes", "half-open", "latency", "slow", "flapping", "memory", "scripts"
+)
+
+SOAKS = {
+    "soak": Soak(
+        "those of one server that promise to be exact, at random",
+        Host(ALWAYS.options, has_clock=True),
+        [fault for fault in FAULTS.values() if fault.host.bed is OneServer and not fault.may_lose],
+        EXACT,
+        may_lose=False,
+    ),
+    "soak-cluster": Soak(
+        "Cluster: all that can strike it, at random: processes, network, memory, slots, nodes, kills and partitions",
+        PATIENT,
+        (*_ANYWHERE, *_named("slots", "nodes", "swaps", "cluster-kills", "cluster-parts", "replica-parts")),
+    ),
+    "soak-sentinels": Soak(
+        "Sentinels: all that can strike them, at random: processes, network, memory, kills and partitions",
+        Host(bed=Watched),
+        (*_ANYWHERE, *_named("read-only", "sentinel-kills", "sentinel-parts", "lone-sentinels")),
+    ),
+}

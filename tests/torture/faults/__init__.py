@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.torture.faults import clocks, network, processes, refusals, servers, topologies
+from tests.torture.faults import clocks, network, parts, processes, refusals, servers, topologies
 
 FAULTS = {
     fault.name: fault
-    for module in (processes, servers, network, refusals, clocks, topologies)
+    for module in (processes, servers, network, refusals, clocks, topologies, parts)
     for fault in module.FAULTS
 }

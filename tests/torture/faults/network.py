@@ -1,8 +1,9 @@
-"""What happens between the server and everybody else."""
+"""What happens between a server and everybody else."""
 
 from __future__ import annotations
 
 from tests.proxy import CLEAR, Way, Weather
+from tests.torture.bed import Bed
 from tests.torture.fault import Fault
 from tests.torture.single import OneServer
 
@@ -18,7 +19,7 @@ def cut(bed: OneServer) -> None:
     bed.wait_until(lambda: bed.line.has_cut, "a cut")
 
 
-def black_hole(bed: OneServer) -> None:
+def black_hole(bed: Bed) -> None:
     """Let nothing through, either way, for longer than any time-out; then all of it arrives."""
     bed.change(Weather(silent=("request", "reply")))
     bed.wait(1.2 * bed.sizes.timeout_s)
@@ -26,7 +27,7 @@ def black_hole(bed: OneServer) -> None:
     bed.wait(0.5)
 
 
-def half_open(bed: OneServer) -> None:
+def half_open(bed: Bed) -> None:
     """Let nothing through one way for longer than any time-out; then all of it arrives."""
     bed.change(Weather(silent=(("request", "reply")[bed.turn % 2],)))
     bed.wait(1.2 * bed.sizes.timeout_s)
@@ -34,7 +35,7 @@ def half_open(bed: OneServer) -> None:
     bed.wait(0.5)
 
 
-def be_late(bed: OneServer) -> None:
+def be_late(bed: Bed) -> None:
     """Delay everything each way, by turns so that time-outs hold and so that they do not."""
     bed.change(Weather(delay_s=bed.sizes.latency_s if bed.turn % 2 else 0.6 * bed.sizes.timeout_s))
     bed.wait(6 * bed.sizes.latency_s)
@@ -42,7 +43,7 @@ def be_late(bed: OneServer) -> None:
     bed.wait(0.5)
 
 
-def be_slow(bed: OneServer) -> None:
+def be_slow(bed: Bed) -> None:
     """Let no more than 4 kB a second through each connection."""
     bed.change(Weather(bytes_per_s=4000))
     bed.wait(bed.sizes.timeout_s)
@@ -50,7 +51,7 @@ def be_slow(bed: OneServer) -> None:
     bed.wait(0.5)
 
 
-def flap(bed: OneServer) -> None:
+def flap(bed: Bed) -> None:
     """Cut everything and refuse new connections, let them in again, many times a second."""
     for _ in range(10):
         bed.change(Weather(refuses=True), cut=True)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from tests import weather
+from tests.torture.bed import Bed
 from tests.torture.fault import Fault
 from tests.torture.faults.servers import EVERY_SECOND
 from tests.torture.single import OneServer
 
 
-def fill_memory(bed: OneServer) -> None:
-    """Leave no memory for a while."""
-    with weather.full(bed.client):
+def fill_memory(bed: Bed) -> None:
+    """Leave a server no memory for a while."""
+    with weather.full(bed.a_client()):
         bed.wait(bed.chance.uniform(0.2, 1))
     bed.wait(0.3)
 
 
-def demote(bed: OneServer) -> None:
+def demote(bed: Bed) -> None:
     """Make the primary a replica of a server that is not there, for a while."""
-    with weather.replica(bed.client):
+    with weather.replica(bed.a_client()):
         bed.wait(bed.chance.uniform(0.2, 1))
     bed.wait(0.3)
 
@@ -31,9 +32,9 @@ def fill_disk(bed: OneServer) -> None:
     bed.wait(0.3)
 
 
-def flush_scripts(bed: OneServer) -> None:
-    """Let the server forget every script."""
-    bed.client.script_flush()
+def flush_scripts(bed: Bed) -> None:
+    """Let a server forget every script."""
+    bed.a_client().script_flush()
     bed.wait(bed.chance.uniform(0, 0.1))
 
 

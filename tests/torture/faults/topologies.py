@@ -6,14 +6,11 @@ from tests.torture.fault import Fault, Host
 from tests.torture.faults.servers import AGREES
 from tests.torture.several import Clustered, Watched
 
-_SWAPS = 6
-"""Each node is promoted once: Redis 7.0.15 may take the election that one has won for a new one, and fail."""
-
 
 def move_slot(bed: Clustered) -> None:
     """Move the slot of a shard to another primary in the middle of a drain, and back."""
     slot, source = bed.a_slot()
-    target = bed.chance.choice([node for node in bed.house.nodes[:3] if node is not source])
+    target = bed.chance.choice([node for node in bed.house.primaries() if node is not source])
     for one, other in ((source, target), (target, source)):
         bed.begin_drain()
         bed.house.begin_move(slot, one, other)
@@ -36,25 +33,21 @@ def add_and_remove(bed: Clustered) -> None:
 
 
 def swap(bed: Clustered) -> None:
-    """Exchange a primary with its replica, as for an upgrade: each of the three pairs in turn, and back."""
-    pair = bed.turn % 3
-    node, other = bed.house.nodes[pair], bed.house.nodes[pair + 3]
+    """Exchange the primary of a shard with its replica, as for an upgrade."""
+    _, primary = bed.a_primary_to_lose()
     bed.begin_drain()
-    bed.house.failover(node if bed.turn // 3 % 2 == 0 else other)
+    bed.house.failover(primary)
     bed.wait(1)
 
 
 def kill_node(bed: Clustered) -> None:
     """Kill the primary of a shard; its replica takes over, and the dead one comes back as a replica."""
-    slot, primary = bed.a_slot()
-    key = next(keys.index for _, keys in bed.shards if bed.house.primary_of(keys.index) is primary)
+    key, primary = bed.a_primary_to_lose()
     bed.wait(bed.chance.uniform(0.3, 1))
     primary.stop()
-    bed.wait_until(lambda: bed.house.primary_of(key) is not primary, f"another primary of slot {slot}")
+    bed.wait_until(lambda: bed.house.primary_of(key) is not primary, "another primary")
     bed.wait(0.5)
     primary.start()
-    bed.house.wait_until_ok()
-    bed.wait_until(lambda: bed.house.replica_of(bed.house.primary_of(key)), "its return")
 
 
 def kill_primary(bed: Watched) -> None:
@@ -65,11 +58,12 @@ def kill_primary(bed: Watched) -> None:
     bed.house.wait_for_another(primary)
     bed.wait(0.5)
     primary.start()
-    bed.wait_until(lambda: primary.client().info("replication").get("master_link_status") == "up", "its return")
 
 
 # A busy machine must not make a node seem dead: then a replica that lags would take over, and may lose.
 _CALM = Host(("--cluster-node-timeout", "30000"), bed=Clustered)
+PATIENT = Host(("--cluster-node-timeout", "5000"), bed=Clustered)
+"""The same where a node must be promoted again within a minute, or be missed by others."""
 
 FAULTS = (
     Fault(
@@ -91,9 +85,9 @@ FAULTS = (
         "swaps",
         "Cluster: a primary exchanged with its replica (`CLUSTER FAILOVER`)",
         swap,
-        times=_SWAPS,
+        times=20,
         quick_times=1,
-        host=_CALM,
+        host=PATIENT,
     ),
     Fault(
         "cluster-kills",

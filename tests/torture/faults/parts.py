@@ -1,0 +1,103 @@
+"""What happens when the network parts servers from each other, while workers and checkouts reach all of them.
+
+That is the worst place for them to stand: a primary that has lost its island's vote still takes what they write.
+"""
+
+from __future__ import annotations
+
+from tests.beds import info_of
+from tests.torture.fault import Fault, Host
+from tests.torture.faults.servers import AGREES
+from tests.torture.faults.topologies import PATIENT
+from tests.torture.several import Clustered, Several, Watched
+
+
+def part_node(bed: Clustered) -> None:
+    """Part the primary of a shard from all other nodes until its replica has been elected, and for a while more."""
+    key, primary = bed.a_primary_to_lose()
+    bed.wait(bed.chance.uniform(0.3, 1))
+    bed.network.part(primary)
+    bed.wait_until(lambda: bed.house.primary_of(key) is not primary, "another primary")
+    _heal(bed)
+
+
+def part_replica(bed: Clustered) -> None:
+    """Part a replica from all other nodes for longer than their time-out."""
+    bed.network.part(bed.house.replica_of(bed.a_primary()))
+    bed.wait(6)
+    _heal(bed)
+
+
+def part_primary(bed: Watched) -> None:
+    """Part the primary and a Sentinel from the others; two primaries take writes until some seconds after the end."""
+    primary, sentinel = bed.house.primary(), bed.chance.choice(bed.house.sentinels)
+    bed.wait(bed.chance.uniform(0.3, 1))
+    bed.network.part(primary, sentinel)
+    bed.wait_until(
+        lambda: any(info_of(one).get("role") == "master" for one in bed.house.servers if one is not primary),
+        "another primary",
+    )
+    _heal(bed)
+
+
+def part_sentinel(bed: Watched) -> None:
+    """Part a Sentinel from everybody for longer than it takes to call them down."""
+    bed.network.part(bed.chance.choice(bed.house.sentinels))
+    bed.wait(4)
+    _heal(bed)
+
+
+def _heal(bed: Several) -> None:
+    """Let everything pass again after a while; what was kept back arrives, or is lost with its connection."""
+    bed.wait(bed.chance.uniform(0.5, 3))
+    bed.network.clear(cut=bed.chance.random() < 0.5)
+
+
+FAULTS = (
+    Fault(
+        "cluster-parts",
+        "Cluster: a primary parted from all other nodes; its replica is elected while clients still reach both; healed",
+        part_node,
+        times=20,
+        quick_times=1,
+        promise=AGREES,
+        host=Host(bed=Clustered),
+        may_lose=True,
+    ),
+    Fault(
+        "replica-parts",
+        "Cluster: a replica parted from all other nodes for longer than their time-out; healed",
+        part_replica,
+        times=20,
+        quick_times=0,
+        host=PATIENT,
+    ),
+    Fault(
+        "sentinel-parts",
+        "Sentinels: the primary and a Sentinel parted from the others, two primaries take writes; healed",
+        part_primary,
+        times=20,
+        quick_times=0,
+        promise=AGREES,
+        host=Host(bed=Watched),
+        may_lose=True,
+    ),
+    Fault(
+        "bounded-parts",
+        "the same with `min-replicas-to-write 1` and `min-replicas-max-lag 3`",
+        part_primary,
+        times=20,
+        quick_times=0,
+        promise=AGREES,
+        host=Host(("--min-replicas-to-write", "1", "--min-replicas-max-lag", "3"), bed=Watched),
+        may_lose=True,
+    ),
+    Fault(
+        "lone-sentinels",
+        "Sentinels: one of them parted from everybody; healed",
+        part_sentinel,
+        times=20,
+        quick_times=0,
+        host=Host(bed=Watched),
+    ),
+)
