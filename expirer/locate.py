@@ -14,6 +14,7 @@ from redis import ConnectionPool, Redis
 from redis.connection import Connection, SSLConnection
 from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as NoConnection
+from redis.exceptions import TimeoutError as TooLate
 
 from expirer import wire
 
@@ -54,7 +55,11 @@ class LocatedConnection(Connection):
             with suppress(RedisError, OSError):  # nobody knows better
                 if self._look() != (self.host, self.port):
                     self.disconnect()
-        super().connect()  # type: ignore[no-untyped-call]
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+        except TooLate as error:
+            self._name(error)
+            raise
 
     def _connect(self) -> Any:  # noqa: ANN401  # a socket, as redis-py has it
         self.host, self.port = self._look()
@@ -72,9 +77,14 @@ class LocatedConnection(Connection):
         """Read a reply; after one that says that this is not the primary the next command looks for it again."""
         try:
             return super().read_response(*arguments, **options)
-        except (AskError, ClusterDownError, ReadOnlyError):  # a MovedError is an AskError
-            self.disconnect()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            self._name(error)
+            if isinstance(error, AskError | ClusterDownError | ReadOnlyError):  # a MovedError is an AskError
+                self.disconnect()  # type: ignore[no-untyped-call]
             raise
+
+    def _name(self, error: RedisError) -> None:
+        error.add_note(shown((self.host, self.port)))  # it may be any of several
 
 
 class LocatedSSLConnection(LocatedConnection, SSLConnection):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from expirer.connect import connect_all, location, redact
+from expirer.connect import connect_all
+from expirer.errors import location, redact
 from expirer.keys import shard_keys, slot_of
 from expirer.settings import ConfigurationError, load
 
