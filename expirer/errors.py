@@ -48,8 +48,8 @@ def location(settings: Settings) -> str:
 
 def explain(error: Exception, settings: Settings) -> str:
     """Return what an error says in words that stand alone, with the way out where one is known; without any secret."""
-    way = way_out(error, settings)
-    return f"{said(error, settings)}; {way}" if way else said(error, settings)
+    text, way = said(error, settings), way_out(error, settings)
+    return f"{text.removesuffix('.')}; {way}" if way else text
 
 
 def said(error: Exception, settings: Settings) -> str:
