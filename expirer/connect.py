@@ -18,9 +18,10 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from expirer.address import PORT, host_ports, read_password
+from expirer.directory import LONGEST_S, Cluster, Sentinels, shown
 from expirer.errors import GREETING, redact
 from expirer.keys import shard_keys, slot_of
-from expirer.locate import Cluster, Sentinels, located, shown
+from expirer.locate import located
 from expirer.settings import ConfigurationError, Settings
 
 _TIMEOUT_S = 5.0
@@ -127,7 +128,7 @@ def connect_all(settings: Settings) -> Servers:
     if settings.redis_sentinels:
         addresses = [address for text in settings.redis_sentinels for address in host_ports(text)]
         sentinels = Sentinels(settings.redis_sentinel_service, addresses, _of_sentinels(options, settings))
-        return Servers.one(located(sentinels.primary, options, looks_again=True), settings)
+        return Servers.one(located(sentinels.primary, options, sentinels.last_primary), settings)
     if settings.redis_cluster:
         cluster = Cluster([(host or "localhost", port) for host, port in start], options)
         slots = tuple(map(slot_of, shard_keys(settings)))
@@ -168,4 +169,5 @@ def longest_turn_s(settings: Settings) -> float:
     """Return how long a batch can take at worst: when each of its waits lasts until its time-out."""
     options = parse_qs(urlsplit(settings.redis_url.get_secret_value()).query)
     waits = [float(options.get(name, [_TIMEOUT_S])[0]) for name in ("socket_timeout", "socket_connect_timeout")]
-    return _WAITS_OF_A_TURN * max(waits)
+    looks_s = LONGEST_S if settings.redis_sentinels or settings.redis_cluster else 0.0
+    return _WAITS_OF_A_TURN * max(waits) + looks_s

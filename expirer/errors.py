@@ -21,8 +21,8 @@ from redis.exceptions import TimeoutError as TooLate
 
 from expirer import scripts
 from expirer.address import PORT, host_ports, read_password
+from expirer.directory import shown
 from expirer.keys import shard_keys, slot_of
-from expirer.locate import shown
 from expirer.settings import Settings
 
 PRIMARY = "address the primary: a replica refuses every write"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -15,13 +16,12 @@ from expirer import control, scripts, wire
 from expirer.batch import Batch, ReplicasLagError
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
+from expirer.replicas import Replicas, Wait
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
 
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine is suspended, where there is such a clock."""
-_ACK_MS = 500
-"""How long a batch waits for its replicas; they answer at once, and a stop is promised within a second."""
 _MOVED = "the control key changed; nothing was done"
 
 
@@ -34,16 +34,19 @@ class Expiry:
 
     Args:
         now_ms: the clock, Unix ms; None obeys `settings.clock`.
+        replicas: those of its server, where other shards wait for them too.
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what not every caller gives is named
         self,
         client: Redis,
         settings: Settings,
         keys: ShardKeys,
         worker: str,
         now_ms: Callable[[], float] | None = None,
+        *,
+        replicas: Replicas | None = None,
     ) -> None:
         self._pool = client.connection_pool
         self._worker = worker
@@ -78,8 +81,7 @@ class Expiry:
             keys.ticks,
         )
         self._ended = tuple(word.encode().lower() for word in settings.status_ended)  # as Lua does: ASCII letters only
-        self._replicas = settings.min_replicas_ack
-        self._wait = (("WAIT", self._replicas, _ACK_MS),) if self._replicas else ()
+        self._replicas = replicas or Replicas(settings.min_replicas_ack)
         self._brake_above = settings.brake_above
         self._max_rate = settings.max_rate
         self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
@@ -183,10 +185,11 @@ class Expiry:
             self._note_skew(self._clock_ms(connection))
         limits = (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate)
         evalsha = self.command(self._batch_size if pause is None else 0, limits)
-        ahead = (*self._wait, *self._watch) if is_ahead else ()
+        wait = self._replicas.wait()
+        ahead = (*filter(None, [wait]), *self._watch) if is_ahead else ()
         at = time.perf_counter()
         wire.write(connection, ("MULTI",), evalsha, ("EXEC",), *ahead)
-        return _Sent(connection, pause, is_ahead, at)
+        return _Sent(connection, pause, wait, is_ahead, at)
 
     def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
         """Return the call of the script; `limits`: latest_ms, brake, resumed_ms and rate, as its header has them."""
@@ -216,27 +219,20 @@ class Expiry:
         results = wire.read(connection)
         if results is None:
             raise WatchError(_MOVED)
-        lag = self._lag(sent, results[0]) if self._wait else None
+        lag = self._lag(sent, results[0])
         if lag is not None:
             connection.disconnect()
             return results[0], lag, None
         return results[0], None, wire.read(connection, len(self._watch)) if sent.is_ahead else None
 
     def _lag(self, sent: _Sent, reply: Any) -> ReplicasLagError | None:  # noqa: ANN401  # see _batch
-        """Return why a batch that is committed does not count as done; one that did nothing waits for nobody."""
-        acks = wanted = self._replicas
-        try:
-            if sent.is_ahead:
-                acks = wire.read(sent.connection)
-            elif isinstance(reply, list) and any(reply[3:7]):
-                acks = wire.ask(sent.connection, *self._wait)
-        except (RedisError, OSError) as error:
-            finding = f"nothing is known of its replicas ({error})"
-        else:
-            if acks >= wanted:
-                return None
-            finding = f"{acks} of {wanted} replicas acknowledged it within {_ACK_MS} ms"
-        return ReplicasLagError(f"the batch is committed on the primary, but {finding}: a failover now would forget it")
+        if sent.wait is None:
+            return None
+        if sent.is_ahead:
+            return self._replicas.lag(sent.wait, partial(wire.read, sent.connection))
+        if isinstance(reply, list) and any(reply[3:7]):  # what did nothing waits for nobody
+            return self._replicas.lag(sent.wait, partial(wire.ask, sent.connection, sent.wait))
+        return None
 
     def _lasts(self, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401  # see _Sent
         return pause is not None and (pause.until is None or self._clock_ms(connection) < pause.until)
@@ -266,6 +262,8 @@ class _Sent:
 
     connection: Any  # redis-py names no type that its kinds of connection share
     pause: Pause | None
+    wait: Wait | None
+    """What asks its replicas."""
     is_ahead: bool
     at: float
     """When it was sent, by time.perf_counter."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from expirer.directory import shown
 from expirer.errors import PRIMARY
-from expirer.locate import shown
 from expirer.settings import Settings
 
 _LEAST_VERSION = (6, 2)

@@ -25,6 +25,7 @@ from expirer.errors import explain
 from expirer.expiry import Expiry
 from expirer.journal import Pace, ShardJournal, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys
+from expirer.replicas import Replicas
 from expirer.settings import Settings
 from expirer.tally import Tally
 from expirer.times import to_ms
@@ -118,10 +119,11 @@ class Worker:
         numbers = range(len(keys_of)) if numbers is None else numbers
         self._keys = [keys_of[number] for number in numbers]
         errors, recoveries = paces or (Pace(), Pace())
+        replicas = Replicas(settings.min_replicas_ack)
         self._shards = [
             _Shard(
                 number,
-                Expiry(client, settings, keys, self.id, now_ms),
+                Expiry(client, settings, keys, self.id, now_ms, replicas=replicas),
                 ShardJournal(self._log.bind(shard=number), settings, errors, recoveries),
             )
             for number, keys in zip(numbers, self._keys, strict=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from expirer.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
+from tests.program import DEADLINE_S
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
 
@@ -217,3 +221,34 @@ def make_worker(client: redis.Redis, log: Log) -> Callable[..., Worker]:
 def worker(make_worker: Callable[..., Worker]) -> Worker:
     """Return a worker with the default settings, at the tests' present."""
     return make_worker()
+
+
+@pytest.fixture
+def liar() -> Iterator[Callable[[bytes], int]]:
+    """Return a function that serves the same answer to whoever connects, and returns the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    answers: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(100)
+                    connection.sendall(answers[0])
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1000):
+                        pass
+
+    thread = threading.Thread(target=serve)
+
+    def start(answer: bytes) -> int:
+        answers.append(answer)
+        thread.start()
+        port: int = listener.getsockname()[1]
+        return port
+
+    yield start
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join(DEADLINE_S)
+    listener.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from expirer import cli, wire
+from expirer import cli, replicas, wire
 from expirer.batch import Tick
 from expirer.connect import connect
+from expirer.keys import shard_keys
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import hung, wait_for_replicas
@@ -80,6 +82,21 @@ def test_a_replica_that_lags_slows_the_drain(pair: Pair, log: Log) -> None:
     assert 15 == worker.tick().expired
     assert [2] == [entry["failures"] for entry in log.of("processing_recovered")]
     pair.backlog.assert_expired_once()
+
+
+def test_shards_wait_for_a_replica_together(pair: Pair, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a replica hangs one batch waits half a second for it, and those of the other shards only briefly."""
+    monkeypatch.setattr(replicas, "_BRIEFLY_FOR_S", 60)
+    worker = pair.worker(log, shards=4)
+    for keys in shard_keys(Settings(shards=4)):
+        Backlog(pair.primary.client(), keys).add(1)
+    with hung(pair.replica):
+        done = worker.tick()
+
+    assert (4, 4) == (done.expired, done.errors)
+    waits = [re.findall(r"within (\d+) ms", entry["message"]) for entry in log.of("processing_error")]
+    assert [["500"], ["20"], ["20"], ["20"]] == waits
+    wait_for_replicas(pair.primary, 1)
 
 
 def test_an_idle_tick_waits_for_nobody(pair: Pair, log: Log) -> None:

@@ -17,12 +17,12 @@ from redis.exceptions import ResponseError
 
 from expirer import control, scripts
 from expirer.connect import Servers
+from expirer.directory import shown as shown_address
 from expirer.environment import variable
 from expirer.errors import GRANT, location, redact, said, way_out
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
 from expirer.keys import ShardKeys, shard_keys
-from expirer.locate import shown as shown_address
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import shown

@@ -1,0 +1,109 @@
+"""What the program promises of those who know where the primary is, whatever they answer and however long it takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from redis.exceptions import ConnectionError as NoConnection
+
+from expirer import cli, directory
+from expirer.batch import Tick
+from expirer.connect import connect
+from expirer.directory import Cluster, HostPort, Sentinels
+from expirer.settings import Settings
+from expirer.worker import Worker
+from tests.beds import SERVICE, Replicated
+from tests.conftest import Log
+
+GREETED = b"+OK\r\n" * 3
+"""What a connection says first is answered."""
+NONSENSE = {
+    "a port that is none": b"*2\r\n$1\r\nx\r\n$3\r\nabc\r\n",
+    "a host that is no text": b"*2\r\n$2\r\n\xff\xfe\r\n$4\r\n6379\r\n",
+    "too little": b"*1\r\n$1\r\nx\r\n",
+    "a number": b":7\r\n",
+    "a text": b"+OK\r\n",
+    "errors": b"*2\r\n-ERR a\r\n-ERR b\r\n",
+    "a short row": b"*1\r\n*1\r\n:0\r\n",
+    "a row without nodes": b"*1\r\n*2\r\n:0\r\n:16383\r\n",
+    "a short node": b"*1\r\n*3\r\n:0\r\n:16383\r\n*1\r\n$1\r\nx\r\n",
+    "slots that are none": b"*1\r\n*3\r\n+a\r\n+b\r\n*2\r\n$1\r\nx\r\n:1\r\n",
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+@pytest.mark.parametrize("kind", ["sentinels", "cluster"])
+def test_nonsense_is_no_more_than_an_error(
+    liar: Callable[[bytes], int], log: Log, capsys: pytest.CaptureFixture[str], kind: str, what: str
+) -> None:
+    """A Sentinel or a node that answers nonsense is named in a line; the worker tries again, and a verb ends."""
+    address = f"127.0.0.1:{liar(GREETED[5 * (kind == 'sentinels') :] + NONSENSE[what])}"
+    flags = {"redis_sentinels": address} if kind == "sentinels" else {"redis_cluster": "true"}
+    settings = Settings(**flags, redis_url="redis://localhost" if kind == "sentinels" else f"redis://{address}")  # type: ignore[arg-type]
+    worker = Worker(connect(settings), settings, log.logger())
+
+    assert [Tick(errors=1), Tick(errors=1)] == [worker.tick(), worker.tick()]
+    errors = log.of("processing_error")
+    assert all(f"{address}: its answer to " in error["message"] and not error["exc_info"] for error in errors)
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert 1 == cli.main(["once", "--redis-url", settings.redis_url.get_secret_value(), *words])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_who_answers_nonsense_is_passed_over(liar: Callable[[bytes], int], replicated: Replicated) -> None:
+    """One Sentinel that answers nonsense costs nothing where another answers well."""
+    port = liar(GREETED[5:] + NONSENSE["a port that is none"])
+    addresses = [("127.0.0.1", port), ("127.0.0.1", replicated.sentinels[0].port)]
+    sentinels = Sentinels(SERVICE, addresses, {"protocol": 2})
+
+    assert {replicated.primary().port} == {sentinels.primary()[1] for _ in range(2)}
+
+
+def test_a_node_without_the_name_that_it_announces_has_its_address(liar: Callable[[bytes], int]) -> None:
+    """A Cluster whose nodes should go by host names, and have none, is reached by the addresses that it tells."""
+    node = b"*4\r\n$1\r\n?\r\n:7000\r\n$2\r\nid\r\n*2\r\n$2\r\nip\r\n$9\r\n127.0.0.7\r\n"
+    port = liar(GREETED + b"*1\r\n*3\r\n:0\r\n:16383\r\n" + node)
+
+    assert ("127.0.0.7", 7000) == Cluster([("127.0.0.1", port)], {"protocol": 2, "client_name": "x"}).primary(5)
+
+
+def test_a_question_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many nodes hang, a question ends after some seconds, and the next one goes to the others."""
+    monkeypatch.setattr(directory, "_QUESTION_S", 0.0)
+    addresses = [("127.0.0.1", 1), ("127.0.0.1", 2)]
+    cluster = Cluster(addresses, {"protocol": 2})
+    asked = []
+    for _ in addresses:
+        with pytest.raises(NoConnection, match="no time was left to ask more of them") as raised:
+            cluster.primary(0)
+        asked.append(str(raised.value).partition(": ")[0])
+
+    assert ["127.0.0.1:1", "127.0.0.1:2"] == asked
+
+
+class Slow(Sentinels):
+    """Sentinels that have answered once, and hang since."""
+
+    def __init__(self) -> None:
+        super().__init__(SERVICE, [], {})
+        self._primary, self._looks_at = ("old", 1), 0.0
+        self.answers, self.has_answered = threading.Event(), threading.Event()
+
+    def primary(self) -> HostPort:
+        """Answer when it is told to."""
+        self.answers.wait()
+        self._primary = ("new", 2)
+        self.has_answered.set()
+        return self._primary
+
+
+def test_who_is_connected_waits_for_no_sentinel() -> None:
+    """A connection that stands is told where the primary was last seen, at once; the Sentinels are asked beside it."""
+    sentinels = Slow()
+
+    assert [("old", 1), ("old", 1)] == [sentinels.last_primary(), sentinels.last_primary()]
+    sentinels.answers.set()
+    sentinels.has_answered.wait()
+    assert ("new", 2) == sentinels.last_primary()
