@@ -21,7 +21,8 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from expirer import InsufficientStock, Refused, Reservations
-from expirer.connect import connect, location, redact
+from expirer.connect import connect
+from expirer.errors import location, redact
 from expirer.keys import shard_keys, shard_of
 from expirer.logs import build_logger
 from expirer.settings import ConfigurationError, Settings, load

@@ -11,11 +11,14 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from expirer.environment import words
+from expirer.environment import variable, words
 
+PORT = 6379
 _URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
 _TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _TLS_URL_OPTIONS = _TLS_FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
+_TIMEOUTS = {"socket_connect_timeout", "socket_timeout"}
+_LONGEST_TIMEOUT_S = 3600
 
 
 class Address(BaseSettings):
@@ -51,24 +54,14 @@ class Address(BaseSettings):
             raise ValueError("needs percent-encoding in its password: / is %2F, ? is %3F, # is %23, @ is %40")
         try:
             parts = urlsplit(text)
-            _ = [port for _, port in host_ports(parts.netloc, 6379)]
+            _ = [port for _, port in host_ports(parts.netloc, PORT)]
         except ValueError:
             raise ValueError("has an invalid host or port") from None
         if scheme == "unix" and not parts.path:
             raise ValueError("names no socket, as unix:///path does")
         if scheme != "unix" and not re.fullmatch(r"/?\d{0,6}", parts.path):
             raise ValueError("has a path that is not the number of a database")
-        options = set(parse_qs(parts.query, keep_blank_values=True))
-        unknown = options - _URL_OPTIONS - (_TLS_URL_OPTIONS if scheme == "rediss" else set())
-        if unknown:
-            known = sorted(_URL_OPTIONS) + sorted(_TLS_URL_OPTIONS)
-            raise ValueError(f"has an option that is not known here; known are {', '.join(known)} (ssl_… with rediss)")
-        for option in _TLS_FILES & options:
-            try:
-                Path(parse_qs(parts.query)[option][0]).read_bytes()
-            except (LookupError, OSError) as error:
-                why = getattr(error, "strerror", None) or "it names none"
-                raise ValueError(f"has an {option} that cannot be read: {why}") from None
+        _check_options(parts.query, _URL_OPTIONS | (_TLS_URL_OPTIONS if scheme == "rediss" else set()))
         return url
 
     @field_validator("redis_sentinels")
@@ -87,11 +80,9 @@ class Address(BaseSettings):
         if path is None or path == Path():  # unset, or empty
             return None
         try:
-            path.read_text(encoding="utf-8")
+            read_password(path)
         except OSError as error:
-            raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{str(path)!r} is not UTF-8 text") from None
+            raise ValueError(f"cannot read {str(path)!r}: {error.strerror}" if error.strerror else str(error)) from None
         return path
 
     @model_validator(mode="after")
@@ -107,6 +98,25 @@ class Address(BaseSettings):
             raise ValueError("EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need")
         return self
 
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        url = urlsplit(self.redis_url.get_secret_value())
+        if self.redis_password_file and (url.password or "password" in parse_qs(url.query)):
+            raise ValueError("EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too: keep one of them")
+        if self.redis_sentinel_password_file and self.redis_sentinel_password.get_secret_value():
+            raise ValueError(
+                "EXPIRER_REDIS_SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sentinels_are_named(self) -> Self:
+        for name, field in Address.model_fields.items():
+            is_idle = name.startswith("redis_sentinel_") and not self.redis_sentinels
+            if is_idle and getattr(self, name) != field.default:
+                raise ValueError(f"{variable(name)} needs EXPIRER_REDIS_SENTINELS, which names the Sentinels")
+        return self
+
 
 CONNECTION = tuple(Address.model_fields)
 
@@ -115,3 +125,40 @@ def host_ports(netloc: str, default_port: int = 0) -> list[tuple[str, int]]:
     """Read `host:port` of each, comma-separated, whatever credentials stand before; ValueError where one is neither."""
     hosts = [urlsplit(f"//{text}") for text in netloc.rpartition("@")[2].split(",")]
     return [(host.hostname or "", default_port if host.port is None else host.port) for host in hosts]
+
+
+def read_password(path: Path) -> str:
+    """Return what the file holds, without the end of its line; OSError where that is no password."""
+    try:
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise OSError(f"{str(path)!r} is not UTF-8 text") from None
+    if not password:
+        raise OSError(f"{str(path)!r} is empty")
+    return password
+
+
+def _check_options(query: str, possible: set[str]) -> None:
+    named = set(parse_qs(query, keep_blank_values=True))
+    options = {name: values[0] for name, values in parse_qs(query).items()}
+    if named - possible:
+        known = sorted(_URL_OPTIONS) + sorted(_TLS_URL_OPTIONS)
+        raise ValueError(f"has an option that is not known here; known are {', '.join(known)} (ssl_… with rediss)")
+    if not re.fullmatch(r"\d{1,6}", options.get("db", "0")):
+        raise ValueError("has a db that is not the number of a database")
+    for option in _TIMEOUTS & options.keys():
+        if not _is_timeout(options[option]):
+            raise ValueError(f"has a {option} that is not above 0 and at most {_LONGEST_TIMEOUT_S} seconds")
+    for option in _TLS_FILES & named:
+        try:
+            Path(options[option]).read_bytes()
+        except (LookupError, OSError) as error:
+            why = getattr(error, "strerror", None) or "it names none"
+            raise ValueError(f"has an {option} that cannot be read: {why}") from None
+
+
+def _is_timeout(text: str) -> bool:
+    try:
+        return 0 < float(text) <= _LONGEST_TIMEOUT_S  # which nan is not
+    except ValueError:
+        return False

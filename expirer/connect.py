@@ -1,37 +1,32 @@
-"""Builds the Redis client from the settings, and keeps its secrets out of every text."""
+"""Builds the Redis client from the settings."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis.cluster
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, DefaultParser, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
-from redis.exceptions import AskError, MovedError, NoPermissionError, RedisError, TryAgainError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from expirer import scripts
-from expirer.address import host_ports
+from expirer.address import PORT, host_ports, read_password
 from expirer.directory import LONGEST_S, Cluster, Sentinels, shown
+from expirer.errors import GREETING, redact
 from expirer.keys import shard_keys, slot_of
 from expirer.locate import located
 from expirer.settings import ConfigurationError, Settings
 
-_PORT = 6379
 _TIMEOUT_S = 5.0
 _WAITS_OF_A_TURN = 6
 """To connect, to log in, for a script to load, for the control key, for the clock, for the batch."""
-GRANT = "grant what the README lists under Container, server and rights; ACL LOG names what was refused"
-_REFUSED_IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")
-"""How Redis 7, and 6.2, begin to say so; redis-py knows no class for it."""
 _PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
 """Before redis-py 6 no other knows the errors of a Cluster by name."""
 _OF_THE_SERVER = ("client_name", "credential_provider", "db", "password", "username")
@@ -47,7 +42,7 @@ class PasswordFile(CredentialProvider):
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """Return (password) or (user name, password); raise OSError where the file has gone."""
-        password = _read_password(self._path)
+        password = read_password(self._path)
         return (password,) if self._username is None else (self._username, password)
 
 
@@ -107,7 +102,7 @@ def connect_all(settings: Settings) -> Servers:
 
     """
     url = settings.redis_url.get_secret_value()
-    start = host_ports(urlsplit(url).netloc, _PORT)
+    start = host_ports(urlsplit(url).netloc, PORT)
     try:
         options: dict[str, Any] = dict(parse_url(_with_one_host(url)))  # type: ignore[no-untyped-call]
         if settings.redis_password_file is not None:
@@ -117,6 +112,7 @@ def connect_all(settings: Settings) -> Servers:
             "client_name": "expirer",
             "parser_class": _PARSER,
             "protocol": 2,
+            "redis_connect_func": _greet,
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": _TIMEOUT_S,
             "socket_timeout": _TIMEOUT_S,
@@ -126,7 +122,7 @@ def connect_all(settings: Settings) -> Servers:
             defaults["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none"
         options = {**defaults, **options}
         pool = ConnectionPool(**options)
-        pool.connection_class(**pool.connection_kwargs)  # refuses values that no connection takes
+        pool.connection_class(**pool.connection_kwargs)  # refuses what the settings let pass, such as an ssl_cert_reqs
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
     if settings.redis_sentinels:
@@ -143,6 +139,15 @@ def connect_all(settings: Settings) -> Servers:
 def connect(settings: Settings) -> Redis:
     """Build the client of the first shard, which is the only one in most inventories; see `connect_all`."""
     return connect_all(settings).shards[0]
+
+
+def _greet(connection: Any) -> None:  # noqa: ANN401  # redis-py's kinds of connection share no type
+    """Log in, as redis-py does by itself."""
+    try:
+        connection.on_connect()
+    except RedisError as error:
+        error.add_note(GREETING)
+        raise
 
 
 def _with_one_host(url: str) -> str:
@@ -166,50 +171,3 @@ def longest_turn_s(settings: Settings) -> float:
     waits = [float(options.get(name, [_TIMEOUT_S])[0]) for name in ("socket_timeout", "socket_connect_timeout")]
     looks_s = LONGEST_S if settings.redis_sentinels or settings.redis_cluster else 0.0
     return _WAITS_OF_A_TURN * max(waits) + looks_s
-
-
-def location(settings: Settings) -> str:
-    """Return the address without credentials and options; with Sentinels theirs, and the name of the service."""
-    if settings.redis_sentinels:
-        return f"sentinel://{','.join(settings.redis_sentinels)}/{settings.redis_sentinel_service}"
-    url = urlsplit(settings.redis_url.get_secret_value())
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-
-
-def explain(error: Exception, settings: Settings) -> str:
-    """Return what an error says in words that stand alone, without any secret."""
-    if isinstance(error, MovedError):
-        where = f"slot {error.slot_id} is served by {error.host}:{error.port}"
-        if not settings.redis_cluster:
-            return f"{where}: this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true"
-        return f"{where} now; nothing was done, and the next try goes there"
-    if isinstance(error, AskError | TryAgainError) or "non local key" in str(error):
-        return "the slot of this shard is being moved to another node; nothing was done, and the next try looks again"
-    text = redact(scripts.explained(str(error)), settings)
-    return f"{text}; {GRANT}" if lacks_right(error) else text
-
-
-def lacks_right(error: Exception) -> bool:
-    """Say whether Redis is well, and refuses this user something."""
-    return isinstance(error, NoPermissionError) or any(words in str(error) for words in _REFUSED_IN_A_SCRIPT)
-
-
-def redact(text: str, settings: Settings) -> str:
-    """Return the text with every password that the settings know replaced by `***`."""
-    url = urlsplit(settings.redis_url.get_secret_value())
-    secrets = {unquote(url.password or ""), *parse_qs(url.query).get("password", [])}
-    secrets.add(settings.redis_sentinel_password.get_secret_value())
-    for path in (settings.redis_password_file, settings.redis_sentinel_password_file):
-        if path is not None:
-            with suppress(OSError):
-                secrets.add(_read_password(path))
-    for secret in {form for known in secrets if known for form in (known, quote(known, safe=""))}:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _read_password(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise OSError(f"{path} is not UTF-8 text") from None

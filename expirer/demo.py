@@ -25,7 +25,8 @@ from redis.retry import Retry
 
 from expirer import scripts
 from expirer.address import CONNECTION
-from expirer.connect import connect, location, redact
+from expirer.connect import connect
+from expirer.errors import location, redact
 from expirer.keys import ShardKeys, shard_keys
 from expirer.logs import build_logger
 from expirer.reservations import InsufficientStock, Refused, Reservations

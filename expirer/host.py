@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from expirer.directory import shown
+from expirer.errors import PRIMARY
 from expirer.settings import Settings
 
 _LEAST_VERSION = (6, 2)
@@ -27,8 +29,8 @@ def remarks(info: Mapping[str, object], settings: Settings) -> Iterator[Remark]:
     if "redis_version" in info:
         yield _version(info)
     if info.get("role") in ("slave", "replica"):
-        primary = f"{info.get('master_host')}:{info.get('master_port')}"
-        yield Remark("failure", "role", f"a replica of {primary}", "address the primary: a replica refuses every write")
+        primary = shown((str(info.get("master_host")), int(str(info.get("master_port") or 0))))
+        yield Remark("failure", "role", f"a replica of {primary}", PRIMARY)
     elif "role" in info:
         yield Remark("ok", "role", "primary")
     if "maxmemory_policy" in info:

@@ -15,8 +15,8 @@ from structlog.typing import FilteringBoundLogger
 
 import expirer
 from expirer.batch import Batch, Tick
-from expirer.connect import location
 from expirer.control import BRAKE, Pause
+from expirer.errors import location
 from expirer.host import remarks
 from expirer.keys import ShardKeys
 from expirer.layout import LAYOUT

@@ -7,9 +7,10 @@ from typing import Any
 
 from redis import ConnectionPool, Redis
 from redis.connection import Connection, SSLConnection
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as TooLate
 
-from expirer.directory import HostPort
+from expirer.directory import HostPort, shown
 
 
 class LocatedConnection(Connection):
@@ -36,7 +37,11 @@ class LocatedConnection(Connection):
         """Connect; where that is done already, go to another server if that is known to be the right one."""
         if self._sock is not None and self._elsewhere and self._elsewhere() not in (None, (self.host, self.port)):
             self.disconnect()
-        super().connect()  # type: ignore[no-untyped-call]
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+        except TooLate as error:
+            self._name(error)
+            raise
 
     def _connect(self) -> Any:  # noqa: ANN401  # a socket, as redis-py has it
         self.host, self.port = self._where()
@@ -46,9 +51,14 @@ class LocatedConnection(Connection):
         """Read a reply; after one that says that this is not the primary the next command looks for it again."""
         try:
             return super().read_response(*arguments, **options)
-        except (AskError, ClusterDownError, ReadOnlyError):  # a MovedError is an AskError
-            self.disconnect()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            self._name(error)
+            if isinstance(error, AskError | ClusterDownError | ReadOnlyError):  # a MovedError is an AskError
+                self.disconnect()  # type: ignore[no-untyped-call]
             raise
+
+    def _name(self, error: RedisError) -> None:
+        error.add_note(shown((self.host, self.port)))  # it may be any of several
 
 
 class LocatedSSLConnection(LocatedConnection, SSLConnection):

@@ -9,7 +9,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from expirer.connect import redact
+from expirer.errors import redact
 from expirer.settings import Settings
 
 

@@ -19,8 +19,9 @@ from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
 from expirer.batch import Batch, Tick
-from expirer.connect import explain, longest_turn_s
+from expirer.connect import longest_turn_s
 from expirer.control import Pause
+from expirer.errors import explain
 from expirer.expiry import Expiry
 from expirer.journal import Pace, ShardJournal, log_start, log_stop, warn_of_host
 from expirer.keys import shard_keys

@@ -63,7 +63,7 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["once", "--batch-size"], "argument --batch-size: expected one argument"),
         (["once", "--batch-size", "0"], "--batch-size=0: input should be greater than or equal to 1"),
         (["demo", "--redis-url", "localhost"], "--redis-url: is not an address such as"),
-        (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "the Redis URL: "),
+        (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "--redis-url: has a socket_timeout"),
         (["once", "--redis-url", "rediss://h/0?ssl_cert_reqs=maybe"], "the Redis URL: "),
         (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
         ([], VERBS),

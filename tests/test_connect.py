@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from expirer.batch import Tick
-from expirer.connect import PasswordFile, connect, location, redact
+from expirer.connect import PasswordFile, connect
+from expirer.errors import location, redact
 from expirer.logs import build_logger
 from expirer.settings import Settings
 from expirer.worker import Worker
@@ -95,7 +96,7 @@ def test_a_user_name_goes_with_the_password_file(tmp_path: Path) -> None:
 
     assert PasswordFile(secret, "ann").get_credentials() == ("ann", "hunter2")
     assert PasswordFile(secret, None).get_credentials() == ("hunter2",)
-    url = "redis://ann:ignored@host"
+    url = "redis://ann@host"
     provider = connect(Settings(redis_url=url, redis_password_file=secret)).connection_pool.connection_kwargs[
         "credential_provider"
     ]

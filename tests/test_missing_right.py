@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from expirer.connect import GRANT
+from expirer.errors import GRANT
 from expirer.journal import RightsJournal
 from tests.acl import PASSWORD, RULES
 from tests.conftest import Log

@@ -207,13 +207,17 @@ def test_no_object_shows_its_password(tmp_path: Path, log: Log, scheme: str) -> 
     """What a debugger, a traceback or a careless log line would show of our objects hides the password."""
     file = tmp_path / "secret"
     file.write_text(SECRET)
-    settings = Settings(redis_url=f"{scheme}://{USER}@127.0.0.1:1/0", redis_password_file=file)
-    client = connect(settings)
-    worker = Worker(client, settings, log.logger())
-    objects = [settings, client, client.connection_pool, worker, *worker.__dict__.values(), PasswordFile(file, "ann")]
-    objects += [client.connection_pool.make_connection(), settings.model_dump(), settings.redis_url]
+    for settings in (
+        Settings(redis_url=f"{scheme}://{USER}@127.0.0.1:1/0"),
+        Settings(redis_url=f"{scheme}://ann@127.0.0.1:1/0", redis_password_file=file),
+    ):
+        client = connect(settings)
+        worker = Worker(client, settings, log.logger())
+        objects = [settings, client, client.connection_pool, worker, *worker.__dict__.values()]
+        objects += [client.connection_pool.make_connection(), settings.model_dump(), settings.redis_url]
+        objects.append(PasswordFile(file, "ann"))
 
-    assert [] == leaks("\n".join(f"{thing!r} {thing}" for thing in objects))
+        assert [] == leaks("\n".join(f"{thing!r} {thing}" for thing in objects))
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])

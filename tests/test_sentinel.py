@@ -10,8 +10,9 @@ import pytest
 
 from expirer import cli
 from expirer.batch import Tick
-from expirer.connect import connect, connect_all, location
+from expirer.connect import connect, connect_all
 from expirer.crew import Crew
+from expirer.errors import location
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas

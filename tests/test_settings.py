@@ -220,6 +220,12 @@ def test_every_problem_is_told() -> None:
         ("redis://:hunter2\u2100@host", "has an invalid host or port"),
         ("unix://", "names no socket"),
         ("redis://:hunter2@host/stock", "has a path that is not the number of a database"),
+        ("redis://:hunter2@host?db=-1", "has a db that is not the number of a database"),
+        *(
+            (f"redis://:hunter2@host?{option}={value}", f"has a {option} that is not above 0 and at most 3600 seconds")
+            for option in ("socket_timeout", "socket_connect_timeout")
+            for value in ("-1", "0", "nan", "inf", "99999999999", "soon")
+        ),
         ("redis://:hunter2@host?decode_responses=true", "has an option that is not known here"),
         ("redis://:hunter2@host?ssl_ca_certs=ca.pem", "has an option that is not known here"),
     ],
@@ -254,13 +260,12 @@ def test_redis_urls_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_password_file_is_text(tmp_path: Path) -> None:
-    """A password that is not UTF-8 text stops the start; an empty setting names no file."""
+    """A password that is empty or not UTF-8 text stops the start; an empty setting names no file."""
     secret = tmp_path / "secret"
-    secret.write_bytes(b"\xff")
+    for content, problem in ((b"\xff", "is not UTF-8 text"), (b"\n", "is empty")):
+        secret.write_bytes(content)
 
-    assert [f"--redis-password-file: {str(secret)!r} is not UTF-8 text"] == problems(
-        {"redis_password_file": str(secret)}
-    )
+        assert [f"--redis-password-file: {str(secret)!r} {problem}"] == problems({"redis_password_file": str(secret)})
     assert load({"redis_password_file": ""}).redis_password_file is None
 
 
@@ -282,9 +287,10 @@ def test_no_password_in_a_repr(tmp_path: Path) -> None:
     """The settings' repr shows no password."""
     secret = tmp_path / "secret"
     secret.write_text("hunter2")
-    settings = load({"redis_url": "redis://:hunter2@host/0", "redis_password_file": str(secret)})
+    for flags in ({"redis_url": "redis://:hunter2@host/0"}, {"redis_password_file": str(secret)}):
+        settings = load(flags)
 
-    assert "hunter2" not in repr(settings) + str(settings) + repr(settings.model_dump())
+        assert "hunter2" not in repr(settings) + str(settings) + repr(settings.model_dump())
 
 
 def test_the_contracts_names() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from expirer.connect import connect_all, location, redact
+from expirer.connect import connect_all
+from expirer.errors import location, redact
 from expirer.keys import shard_keys, slot_of
 from expirer.settings import ConfigurationError, load
 
@@ -26,6 +27,21 @@ OURS = "in a Redis Cluster all keys of a shard need the hash tag {inventory}, wh
         ({"redis_sentinels": "a:1,b:x"}, "--redis-sentinels: 'b:x' is not host:port"),
         ({"redis_cluster": "maybe"}, "--redis-cluster=maybe: "),
         ({"min_replicas_ack": "-1"}, "--min-replicas-ack=-1: "),
+        ({"redis_sentinel_service": "shop"}, "EXPIRER_REDIS_SENTINEL_SERVICE needs EXPIRER_REDIS_SENTINELS"),
+        ({"redis_sentinel_username": "ann"}, "EXPIRER_REDIS_SENTINEL_USERNAME needs EXPIRER_REDIS_SENTINELS"),
+        ({"redis_sentinel_password": "hunter2"}, "EXPIRER_REDIS_SENTINEL_PASSWORD needs EXPIRER_REDIS_SENTINELS"),
+        (
+            {"redis_sentinels": "a:1", "redis_sentinel_password": "hunter2", "redis_sentinel_password_file": __file__},
+            "EXPIRER_REDIS_SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other",
+        ),
+        (
+            {"redis_url": "redis://:hunter2@a", "redis_password_file": __file__},
+            "EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too",
+        ),
+        (
+            {"redis_url": "redis://a?password=hunter2", "redis_password_file": __file__},
+            "EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too",
+        ),
         ({"redis_sentinel_password_file": "/nowhere"}, "--redis-sentinel-password-file: cannot read '/nowhere'"),
     ],
 )
@@ -36,6 +52,12 @@ def test_what_cannot_be_meant_is_refused(flags: dict[str, str], problem: str) ->
 
     [line] = refused.value.problems
     assert line.startswith(problem)
+    assert "hunter2" not in line
+
+
+def test_a_default_may_be_spelt_out() -> None:
+    """The usual name of the service is no mistake where there are no Sentinels."""
+    assert not load({"redis_sentinel_service": "mymaster", "redis_sentinel_password": ""}).redis_sentinels
 
 
 @pytest.mark.parametrize(
@@ -99,6 +121,8 @@ def test_several_nodes_are_one_location() -> None:
 
 def test_the_password_of_the_sentinels_is_redacted() -> None:
     """A password of the Sentinels in an error's text becomes stars, as the server's does."""
-    settings = load({"redis_url": "redis://:hunter2@host", "redis_sentinel_password": "hunter3"})
+    settings = load(
+        {"redis_url": "redis://:hunter2@host", "redis_sentinels": "a:1", "redis_sentinel_password": "hunter3"}
+    )
 
     assert "AUTH ***, then ***" == redact("AUTH hunter2, then hunter3", settings)

@@ -28,7 +28,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 import expirer
-from expirer.connect import Servers, lacks_right
+from expirer.connect import Servers
+from expirer.errors import lacks_right
 from expirer.keys import shard_keys
 from expirer.observe.refreshed import Refreshed
 from expirer.operate.reasons import ADVICE

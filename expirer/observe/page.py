@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 import expirer
-from expirer.connect import location
+from expirer.errors import location
 from expirer.observe.charts import HEIGHT, WIDTH, charts
 from expirer.observe.history import PERIOD_MS, Point
 from expirer.observe.quarantine import Quarantine

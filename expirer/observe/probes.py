@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from expirer.connect import Servers, connect_all, explain
+from expirer.connect import Servers, connect_all
+from expirer.errors import explain
 from expirer.keys import shard_keys
 from expirer.operate.server import LATE_TICK_MS
 from expirer.operate.terminal import shown

@@ -9,7 +9,8 @@ from itertools import islice
 
 from redis.exceptions import ResponseError
 
-from expirer.connect import Servers, explain, lacks_right
+from expirer.connect import Servers
+from expirer.errors import explain, lacks_right
 from expirer.keys import shard_keys
 from expirer.operate.reasons import parsed
 from expirer.operate.status import ShardStatus

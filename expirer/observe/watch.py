@@ -6,7 +6,8 @@ import time
 
 from redis.exceptions import RedisError
 
-from expirer.connect import Servers, explain, lacks_right
+from expirer.connect import Servers
+from expirer.errors import explain, lacks_right
 from expirer.journal import RightsJournal
 from expirer.observe.history import PERIOD_MS, History
 from expirer.observe.page import View

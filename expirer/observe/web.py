@@ -16,7 +16,8 @@ from structlog.typing import FilteringBoundLogger
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
-from expirer.connect import GRANT, connect_all
+from expirer.connect import connect_all
+from expirer.errors import GRANT
 from expirer.journal import Pace, RightsJournal
 from expirer.logs import build_logger
 from expirer.observe.brief import Brief

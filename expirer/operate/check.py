@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 from collections import Counter
@@ -14,12 +13,13 @@ from typing import Any
 
 from redis import Redis
 from redis.crc import key_slot
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
 
 from expirer import control, scripts
-from expirer.connect import GRANT, Servers, location, redact
+from expirer.connect import Servers
 from expirer.directory import shown as shown_address
 from expirer.environment import variable
+from expirer.errors import GRANT, location, redact, said, way_out
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
 from expirer.keys import ShardKeys, shard_keys
@@ -84,26 +84,13 @@ def _remarks(servers: Servers, settings: Settings) -> Iterator[Remark]:
         try:
             yield from step(servers, settings, shards)
         except ResponseError as error:
-            yield Remark("failure", what, _said(error), _way_out(error))
+            yield Remark("failure", what, said(error, settings), _way_out(error, settings))
 
 
-def _said(error: ResponseError) -> str:
-    """Return the error; of a missing right with the command, and where redis-py tells it the key, that wants it."""
-    text = scripts.explained(str(error))
-    in_pipeline = re.fullmatch(r"Command # \d+ \((\w+(?: \S+)?).*?\) of pipeline caused error: (.*)", text, re.DOTALL)
-    if in_pipeline is None:
-        return text
-    return f"{in_pipeline[1]}: {in_pipeline[2]}" if isinstance(error, NoPermissionError) else in_pipeline[2]
-
-
-def _way_out(error: ResponseError) -> str:
-    if isinstance(error, ReadOnlyError):
-        return "address the primary: a replica refuses every write"
-    if isinstance(error, OutOfMemoryError):
-        return "raise maxmemory: a full server refuses every expiry"
+def _way_out(error: ResponseError, settings: Settings) -> str:
     if str(error).startswith("WRONGTYPE"):
         return "mend what the line on the keys says"
-    return GRANT
+    return way_out(error, settings) or GRANT
 
 
 def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:

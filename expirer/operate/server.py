@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from expirer.connect import Servers, connect_all, explain, location
+from expirer.connect import Servers, connect_all
+from expirer.errors import explain, location
 from expirer.keys import ShardKeys
 from expirer.operate.terminal import shown
 from expirer.settings import Settings
@@ -28,7 +29,13 @@ def redis_or_say(settings: Settings) -> Iterator[Servers]:
         except (RedisError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            sys.stderr.write(f"expirer: {location(settings)}: {shown(explain(error, settings))}\n")
+            sys.stderr.write(f"expirer: {trouble(error, settings)}\n")
+
+
+def trouble(error: Exception, settings: Settings) -> str:
+    """Return where Redis is, and what an error says."""
+    where, text = location(settings), explain(error, settings)
+    return shown(text if text.startswith(where) else f"{where}: {text}")
 
 
 def server_now(client: Redis, settings: Settings) -> int:

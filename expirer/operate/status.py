@@ -6,16 +6,17 @@ import json
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from expirer import control
-from expirer.connect import explain
 from expirer.control import Control, Pause
+from expirer.errors import PRIMARY, explain
 from expirer.keys import ShardKeys, shard_keys
 from expirer.operate.server import count_overdue, is_live, redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_pause, shown_time
@@ -90,6 +91,8 @@ def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
     problems = []
     if not any(is_live(settings, worker["last_tick"], now) for worker in workers):
         problems.append("no live worker")
+        if _is_replica(client):
+            problems.append(f"this is a replica: {PRIMARY}")
     if pause is not None and pause.is_brake:
         problems.append("the brake holds")
     if pause is None and age > max_lateness_ms:
@@ -123,6 +126,13 @@ def _unknown(number: int, problem: str) -> ShardStatus:
         totals={},
         problems=[problem],
     )
+
+
+def _is_replica(client: Redis) -> bool:
+    with suppress(ResponseError):  # a host may hide it
+        info: Any = client.info("replication")
+        return bool(info.get("role") == "slave")
+    return False
 
 
 def _workers(client: Redis, keys: ShardKeys) -> list[dict[str, Any]]:

@@ -19,9 +19,10 @@ from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, TryAg
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as TooLate
 
-from expirer.connect import Servers, explain, location
+from expirer.connect import Servers
+from expirer.errors import location
 from expirer.keys import shard_keys
-from expirer.operate.server import redis_or_say, server_now
+from expirer.operate.server import redis_or_say, server_now, trouble
 from expirer.operate.terminal import shown, shown_time
 from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
@@ -127,8 +128,7 @@ def _follow(settings: Settings, streams: list[_Stream]) -> Iterator[_Events]:
             answer: Any = client.xread(positions, count=_COUNT, block=_BLOCK_MS)
         except _WEATHER as error:
             if not is_away:
-                said = shown(explain(error, settings))
-                sys.stderr.write(f"expirer: {location(settings)}: {said}; waiting for it\n")
+                sys.stderr.write(f"expirer: {trouble(error, settings)}; waiting for it\n")
             is_away = True
             time.sleep(_RETRY_S)
             continue

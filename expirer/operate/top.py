@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from redis.exceptions import RedisError
 
-from expirer.connect import connect_all, explain, location
+from expirer.connect import connect_all
+from expirer.errors import explain, location
 from expirer.operate.picture import Camera
 from expirer.operate.screen import HEALTHY, STATE_ROW, View, lines
 from expirer.operate.terminal import shown
