@@ -35,7 +35,7 @@ class Address(BaseSettings):
         description="true: the address is a node of a Redis Cluster, or several with commas between them",
     )
     redis_sentinels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
-        (), description="host:port of each Sentinel, comma-separated; they name the primary, in place of the address"
+        (), description="host:port of each Sentinel, all of them, comma-separated; most of them name the primary"
     )
     redis_sentinel_service: str = Field("mymaster", min_length=1, description="what the Sentinels call the primary")
     redis_sentinel_username: str = Field("", description="user name for the Sentinels themselves")
