@@ -30,8 +30,8 @@ def authority(tool: Tool, server_binary: Path, tmp_path_factory: pytest.TempPath
     """Return an authority; where this server was built without TLS skip, but fail where CI is set."""
     tool("openssl")
     # Without a certificate none of them starts. Since 7.2 a server that lacks TLS knows the option all the same.
-    command = [server_binary, "--port", "0", "--tls-port", str(free_port())]
-    started = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--port", "0", "--tls-port", str(free_port())]
+    started = subprocess.run([server_binary, *options], capture_output=True, text=True, check=False)
     if any(words in started.stdout + started.stderr for words in ("Bad directive", "Failed finding TLS support")):
         (pytest.fail if os.environ.get("CI") else pytest.skip)("this server was built without TLS")
     return Authority(tmp_path_factory.mktemp("authority"))
