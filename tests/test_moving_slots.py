@@ -285,15 +285,15 @@ def test_a_slot_that_is_handed_over_in_one_step_is_never_between(bed: Cluster, m
         pytest.skip("this server moves a slot key by key")
     backlog = Backlog(move.source.client())
     backlog.add(3000)
-    with Program(bed.settings["redis_url"], "--batch-size", "10", "--max-rate", "1000", redis_cluster=True) as program:
+    with Program(bed.settings["redis_url"], "--batch-size", "10", "--max-rate", "50", redis_cluster=True) as program:
         program.wait_for("reservation_expired")
         bed.hand_over(SLOT, move.source, move.target)
-        backlog = at(move.target, backlog)
-        wait_until(lambda: not backlog.left())
+        error = program.wait_for("processing_error")
+        program.wait_for("processing_recovered")
 
-    [error] = program.of("processing_error")
     assert f"slot {SLOT} is served by 127.0.0.1:{move.target.port} now" in error["message"]
-    backlog.assert_expired_once()
+    assert 1 == len(program.of("processing_error"))
+    at(move.target, backlog).assert_conserved()
     bed.hand_over(SLOT, move.target, move.source)
 
 
