@@ -18,7 +18,7 @@ import redis
 from benchmarks import probes
 from benchmarks.bench import Bench, Part, Ratio, rotated, say
 from benchmarks.figures import Figures, Round, percentile
-from benchmarks.servers import running
+from benchmarks.servers import Server, running
 from benchmarks.shop import Hold, holds
 from benchmarks.systems import expirer_command, working
 from expirer.keys import ShardKeys, shard_of, slot_of
@@ -70,10 +70,9 @@ def _measure(bench: Bench, primaries: int, shards: int, count: int, percent: int
         if primaries:
             flags += ["--redis-cluster", "true"]
         slow = _slowed(nodes, percent) if percent else ExitStack()
-        with slow, subprocess.Popen(expirer_command(*flags)) as worker:
+        with slow, working(expirer_command(*flags), Server(nodes[0].folder)) as worker:
             rate = _watch(keys, homes)
             spent_s, rss_mb = _cpu_s(worker.pid), probes.peak_rss_mb(worker.pid)
-            worker.terminate()
         exact = all(
             homes[number].hmget(keys[number].stock_prefix + product_id, "available", "reserved")
             == [str(units).encode(), b"0"]
@@ -184,17 +183,19 @@ def _slowed(nodes: list[RedisServer], percent: int) -> Iterator[None]:
 
 
 def _watch(keys: list[ShardKeys], homes: dict[int, redis.Redis]) -> float:
-    """Return reservations a second from the first reading that sees some gone to the last while all servers have some.
+    """Return reservations a second from the last reading that sees none gone to the last while all servers have some.
 
     Products are of one shard, and shards of one server, so some have less than others, and are done before them.
     """
-    count = sum(_left(keys, homes).values())
+    left = count = sum(_left(keys, homes).values())
     first = last = (0.0, count)
-    while left := sum((lefts := _left(keys, homes)).values()):
-        if all(lefts.values()):
+    while left:
+        lefts = _left(keys, homes)
+        left = sum(lefts.values())
+        if left == count:
+            first = last = time.monotonic(), left
+        elif all(lefts.values()) or last is first:
             last = time.monotonic(), left
-        if first[1] == count:
-            first = last
         time.sleep(_POLL_S)
     return (first[1] - last[1]) / (last[0] - first[0])
 
