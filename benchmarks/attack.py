@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 
-from benchmarks import probes
 from benchmarks.bench import Bench, Part, Ratio, rotated, say
-from benchmarks.figures import Figures, Round, curve, percentile
+from benchmarks.figures import Figures, Round
+from benchmarks.flow import Flow
 from benchmarks.servers import running
-from benchmarks.shop import Ledger, holds, write_contract
 from benchmarks.systems import expirer_command, working
 from tests.servers import free_port
 
 QUIET, BYSTANDER, OURS = "no flood", "a flood on a bystander", "the same flood on the sidecar's port"
 _START_S = 5.0
-_AFTER_S = 1.5
 
 
 def _run(bench: Bench, turn: int) -> Round:
@@ -32,32 +29,18 @@ def _measure(bench: Bench, name: str) -> Figures:
     count, seconds = bench.sizes.attack_due, bench.sizes.attack_s
     port, bystander = free_port(), free_port()
     with running() as server, server.client() as client, ExitStack() as stack:
-        start = probes.server_ms(client) + round(_START_S * 1000)
-        made = list(holds(start + n * seconds * 1000 // count for n in range(count)))
-        write_contract(server, made)
+        flow = Flow(server, client, count, seconds, _START_S)
         stack.enter_context(working(expirer_command("--http-port", str(port)), server))
         stack.enter_context(working([sys.executable, "-m", "benchmarks.peers.bystander", str(bystander)], server))
-        time.sleep(max(0.0, start / 1000 - 1 - time.time()))  # the start-up is not measured
+        flow.wait()
         flood = None
         if name != QUIET:
             target = port if name == OURS else bystander
             command = [sys.executable, "-m", "benchmarks.peers.flood", str(target), str(seconds + 1)]
             flood = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
-        with probes.monitoring(server) as monitor:
-            time.sleep(seconds + 1 + _AFTER_S)  # all that falls due, and what comes late
-            end_ms = probes.server_ms(client)
-        late = probes.lateness({hold.id: hold.expires_at for hold in made}, monitor.releases(), end_ms)
-        verdict = Ledger.of(made).check(client, [hold.id for hold in made])
+        figures = flow.watch()
         requests = int(flood.communicate()[0]) if flood else 0
-    return {
-        "requests": requests / (seconds + 1),
-        "p50": percentile(late.ms, 50),
-        "p99": percentile(late.ms, 99),
-        "worst": max(late.ms),
-        "waiting": late.waiting,
-        "check": verdict,
-        "curve": curve(late.ms),
-    }
+    return {"requests": requests / (seconds + 1), **figures}
 
 
 PART = Part(

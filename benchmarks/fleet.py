@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 
-from benchmarks import probes
 from benchmarks.bench import Bench, Part, Ratio, rotated, say
-from benchmarks.figures import Figures, Round, curve, percentile
+from benchmarks.figures import Figures, Round
+from benchmarks.flow import Flow
 from benchmarks.servers import running
-from benchmarks.shop import KEYS, Ledger, holds, write_contract
+from benchmarks.shop import KEYS
 from benchmarks.systems import expirer_command, working
 
 ONE = "1 worker"
 _START_S_EACH = 0.6
 _START_S = 4.0
-_AFTER_S = 1.5
 
 
 def fleet_case(workers: int) -> str:
@@ -34,30 +32,16 @@ def _run(bench: Bench, turn: int) -> Round:
 def _measure(bench: Bench, workers: int) -> Figures:
     count, seconds = bench.sizes.fleet_due, bench.sizes.fleet_s
     with running() as server, server.client() as client, ExitStack() as fleet:
-        start = probes.server_ms(client) + round((_START_S + _START_S_EACH * workers) * 1000)
-        made = list(holds(start + n * seconds * 1000 // count for n in range(count)))
-        write_contract(server, made)
+        flow = Flow(server, client, count, seconds, _START_S + _START_S_EACH * workers)
         for _ in range(workers):
             fleet.enter_context(working(expirer_command(), server))
-        time.sleep(max(0.0, start / 1000 - 1 - time.time()))  # the start-up is not measured
+        flow.wait()
         if int(client.zcard(KEYS.workers)) < workers:
             raise RuntimeError("the fleet was not up in time")
-        with probes.monitoring(server) as monitor:
-            time.sleep(seconds + 1 + _AFTER_S)  # all that falls due, and what comes late
-            end_ms = probes.server_ms(client)
-        late = probes.lateness({hold.id: hold.expires_at for hold in made}, monitor.releases(), end_ms)
-        commands = monitor.client_commands(start * 1000, (start + seconds * 1000) * 1000)
+        figures = flow.watch()
         events = int(client.xlen(KEYS.events))
-        verdict = Ledger.of(made).check(client, [hold.id for hold in made])
-    return {
-        "per_s": commands / seconds,
-        "p50": percentile(late.ms, 50),
-        "p99": percentile(late.ms, 99),
-        "twice": late.twice + max(0, events - count),
-        "waiting": late.waiting,
-        "check": verdict,
-        "curve": curve(late.ms),
-    }
+    twice = flow.released_again + max(0, events - count)
+    return {"per_s": flow.commands / seconds, "twice": twice, **figures}
 
 
 PART = Part(

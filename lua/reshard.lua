@@ -26,32 +26,41 @@ local index, quarantine, stock = KEYS[1], KEYS[2], KEYS[3]
 local new_index, new_quarantine, new_stock, list = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local product_id, prefix, new_prefix, PRODUCT_ID = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
-local call = redis.call
-local STEP = 1000 -- ids that are read at once
+local call, pcall = redis.call, redis.pcall
+local STEP = 1000 -- ids that are looked at, or moved, by one command: a call for each would hold the server for longer
 
 local function each(act)
   local start = 0
   while true do
     local ids = call('LRANGE', list, start, start + STEP - 1)
     if #ids == 0 then return nil end
-    for _, id in ipairs(ids) do
-      local answer = act(id)
-      if answer then return answer end
-    end
+    local answer = act(ids)
+    if answer then return answer end
     start = start + STEP
   end
 end
 
+local missing = {} -- ids that only the index or the quarantine knows
+
+local function is_of_another(id)
+  local found = pcall('HGET', prefix .. id, PRODUCT_ID)
+  if type(found) == 'table' then found = '' end -- no hash
+  if not found and call('EXISTS', prefix .. id) == 0 then
+    missing[id] = true
+    return false
+  end
+  return (found or '') ~= product_id
+end
+
 local has_stock = product_id ~= '' and call('EXISTS', stock) == 1
 if has_stock and call('EXISTS', new_stock) == 1 then return {'occupied', new_stock} end
-local trouble = each(function(id)
-  local key = prefix .. id
-  local kind = call('TYPE', key).ok
-  local found = kind == 'hash' and call('HGET', key, PRODUCT_ID) or ''
-  if kind ~= 'none' and found ~= product_id then return {'different', id} end
-  if call('EXISTS', new_prefix .. id) == 1 then return {'occupied', new_prefix .. id} end
-  call('ZSCORE', index, id)
-  call('HGET', quarantine, id)
+local trouble = each(function(ids)
+  for _, id in ipairs(ids) do
+    if is_of_another(id) then return {'different', id} end
+    if call('EXISTS', new_prefix .. id) == 1 then return {'occupied', new_prefix .. id} end
+  end
+  call('ZMSCORE', index, unpack(ids))
+  call('HMGET', quarantine, unpack(ids))
 end)
 if trouble then return trouble end
 call('ZCARD', new_index)
@@ -61,20 +70,25 @@ call('HLEN', new_quarantine)
 -- this is, and leaves everything in place.
 call('ZADD', new_index, 'XX', 0, '')
 local moved = 0
-each(function(id)
-  local key = prefix .. id
-  if call('EXISTS', key) == 1 then call('RENAME', key, new_prefix .. id) end
-  local score = call('ZSCORE', index, id)
-  if score then
-    call('ZADD', new_index, score, id)
-    call('ZREM', index, id)
+each(function(ids)
+  local scores, entries = call('ZMSCORE', index, unpack(ids)), call('HMGET', quarantine, unpack(ids))
+  local indexed, quarantined = {}, {}
+  for n, id in ipairs(ids) do
+    if not missing[id] then call('RENAME', prefix .. id, new_prefix .. id) end
+    if scores[n] then
+      indexed[#indexed + 1] = scores[n]
+      indexed[#indexed + 1] = id
+    end
+    if entries[n] then
+      quarantined[#quarantined + 1] = id
+      quarantined[#quarantined + 1] = entries[n]
+    end
   end
-  local entry = call('HGET', quarantine, id)
-  if entry then
-    call('HSET', new_quarantine, id, entry)
-    call('HDEL', quarantine, id)
-  end
-  moved = moved + 1
+  if #indexed > 0 then call('ZADD', new_index, unpack(indexed)) end
+  if #quarantined > 0 then call('HSET', new_quarantine, unpack(quarantined)) end
+  call('ZREM', index, unpack(ids))
+  call('HDEL', quarantine, unpack(ids))
+  moved = moved + #ids
 end)
 if has_stock then call('RENAME', stock, new_stock) end
 call('DEL', list)

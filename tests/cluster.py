@@ -81,12 +81,9 @@ class Cluster(House):
 
     def primary_of(self, key: str) -> RedisServer:
         """Return the node that serves the slot of a key, as most of the running nodes have it."""
-        slot, votes = key_slot(key.encode()), []
-        for node in self._running():
-            for start, end, (_, port, *_), *_ in execute(node, "CLUSTER", "SLOTS"):
-                if start <= slot <= end:
-                    votes.append(port)
-        return self._at(max(set(votes), key=votes.count))
+        votes = [self._owner(node, key_slot(key.encode())) for node in self._running()]
+        known = [port for port in votes if port is not None]
+        return self._at(max(set(known), key=known.count))
 
     def replica_of(self, primary: RedisServer) -> RedisServer:
         """Return a running replica of a primary, as soon as all know of it."""
@@ -157,6 +154,11 @@ class Cluster(House):
         self.begin_move(slot, source, target)
         self.end_move(slot, source, target)
 
+    def hand_over(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Move a slot in one step, as Valkey 9 can; return once all know of it."""
+        execute(source, "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", self.id_of(target))
+        wait_until(lambda: {target.port} == {self._owner(node, slot) for node in self._running()})
+
     def id_of(self, node: RedisServer) -> str:
         """Return the name of a node within the Cluster."""
         for one in self._running():
@@ -211,6 +213,12 @@ class Cluster(House):
 
     def _running(self) -> list[RedisServer]:
         return [node for node in self.nodes if node.runs]
+
+    @staticmethod
+    def _owner(node: RedisServer, slot: int) -> int | None:
+        """Return the port of the primary that serves a slot, as one node has it."""
+        ports = [port for start, end, (_, port, *_), *_ in execute(node, "CLUSTER", "SLOTS") if start <= slot <= end]
+        return ports[0] if ports else None
 
     def _at(self, port: int) -> RedisServer:
         return next(node for node in self.nodes if node.port == port)

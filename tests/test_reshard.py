@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import redis
 
 from expirer import Refused, Reservations, cli
+from expirer.connect import connect_all
 from expirer.keys import ShardKeys, shard_of
 from expirer.operate import reshard
 from expirer.operate.survey import Survey
@@ -21,7 +23,7 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import Inventory, contents
-from tests.program import wait_until
+from tests.program import Backlog, wait_until
 from tests.servers import RedisServer
 
 PRODUCTS = [f"product-{n}" for n in range(40)]
@@ -65,10 +67,10 @@ def look(client: redis.Redis, shards: int) -> dict[str, Any]:
     return found
 
 
-def assert_conserved(client: redis.Redis, shards: int) -> None:
+def assert_conserved(client: redis.Redis, shards: int, stocked: Mapping[str, int] = STOCKED) -> None:
     """Assert the law for every product on its shard."""
     for number, shop in enumerate(shops(client, shards)):
-        shop.assert_conserved({name: n for name, n in STOCKED.items() if shard_of(name, shards) == number})
+        shop.assert_conserved({name: n for name, n in stocked.items() if shard_of(name, shards) == number})
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 16), (4, 16), (16, 4), (3, 1), (1, 2)])
@@ -102,6 +104,18 @@ def test_the_shop_goes_on_afterwards(operate: Operate, client: redis.Redis, log:
     with pytest.raises(Refused):
         Reservations(client).reserve("o9", "product-1", 1)
     assert_conserved(client, 16)
+
+
+def test_a_product_of_very_many_is_waited_for(shared_server: RedisServer, server_client: redis.Redis) -> None:
+    """A script that takes longer than the time-out of the address is waited for: its answer is not lost."""
+    backlog = Backlog(server_client)
+    backlog.add(9000)
+    settings = Settings(redis_url=f"{shared_server.url}?socket_timeout=0.01")
+    with connect_all(settings) as servers:
+        reshard._Move(servers, settings, settings.model_copy(update={"shards": 16})).run()
+
+    assert 9000 == sum(len(shop.index()) for shop in shops(server_client, 16))
+    assert_conserved(server_client, 16, backlog.stocked)
 
 
 def test_what_has_no_product_is_kept(operate: Operate, client: redis.Redis) -> None:

@@ -17,11 +17,17 @@ _PERIOD_S = 0.01
 def _main(percent: str, *pids: str) -> None:
     share = int(percent) / 100
     while True:
-        for number, seconds in ((signal.SIGCONT, share), (signal.SIGSTOP, 1 - share)):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), number)
-            time.sleep(seconds * _PERIOD_S)  # its share of each period, then the rest
+        # One after the other: at the same time they would want more cores than there are.
+        for pid in map(int, pids):
+            _signal(pid, signal.SIGCONT)
+            time.sleep(share * _PERIOD_S)  # its share of the period
+            _signal(pid, signal.SIGSTOP)
+        time.sleep((1 - share * len(pids)) * _PERIOD_S)  # the rest of it
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 if __name__ == "__main__":

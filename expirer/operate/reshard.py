@@ -78,6 +78,8 @@ class _Move:
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
         self._servers = servers
         self._client: Redis = servers.shards[0]
+        # A product is moved by one script, however many its reservations are, and its answer is waited for.
+        self._client.connection_pool.connection_kwargs["socket_timeout"] = None
         self._settings = settings
         self._old, self._new = shard_keys(settings), shard_keys(target)
         self._script = self._client.register_script(scripts.load("reshard").text)
