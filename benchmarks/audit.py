@@ -41,7 +41,7 @@ def _beside_shoppers(bench: Bench, server: Server, *, is_audited: bool) -> Figur
     requests = {verb: Requests(server.folder / f"{verb}.taken") for verb in VERBS}
     command = [sys.executable, "-m", "benchmarks.shopper", str(server.socket)]
     shoppers = [subprocess.Popen([*command, verb, str(requests[verb].path), str(_PAUSE_MS)]) for verb in VERBS]
-    time.sleep(_START_S)  # their own start-up
+    time.sleep(_START_S)  # the shoppers' start-up is not measured
     began = time.monotonic_ns()
     figures: Figures = {}
     if is_audited:

@@ -79,7 +79,7 @@ def _shorter(bench: Bench, turn: int) -> Figures:
 
 
 def _wait_until(moment_ms: int) -> None:
-    time.sleep(max(0.0, moment_ms / 1000 - time.time()))
+    time.sleep(max(0.0, moment_ms / 1000 - time.time()))  # what falls due by then is what is measured
 
 
 def _figures(late: probes.Lateness, verdict: str) -> Figures:

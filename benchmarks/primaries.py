@@ -151,7 +151,7 @@ def _watch(keys: list[ShardKeys], homes: dict[int, redis.Redis], count: int) -> 
         last = time.monotonic(), left
         if first[1] == count:
             first = last
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # gently: the server is being measured
     return (first[1] - last[1]) / (last[0] - first[0])
 
 

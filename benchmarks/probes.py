@@ -59,7 +59,7 @@ def watch_drain(client: redis.Redis, count: int, limit_s: float, start_limit_s: 
             first, deadline = seen, time.monotonic() + limit_s
         if seen[1] > last[1]:
             last = seen
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # gently: the server is being measured
     if first is None or last[0] <= first[0]:
         return Drain(rate=0, released=last[1], seconds=0)
     seconds = (last[0] - first[0]) / 1_000_000
@@ -96,11 +96,11 @@ def monitoring(server: Server) -> Iterator[Monitor]:
     path = server.folder / "monitor.txt"
     with path.open("wb") as output, subprocess.Popen([*server.cli(), "monitor"], stdout=output) as process:
         while path.stat().st_size == 0:
-            time.sleep(0.005)
+            time.sleep(0.005)  # the server says OK once it tells of every command
         try:
             yield Monitor(path)
         finally:
-            time.sleep(0.1)
+            time.sleep(0.1)  # what it has told already is on its way to the file
             process.terminate()
 
 

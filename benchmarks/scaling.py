@@ -54,7 +54,7 @@ def _cost(bench: Bench, overdue: int, active: int) -> Figures:
         with working(expirer_command("--log-level", "warning"), server):
             deadline = time.monotonic() + _LIMIT_S
             while before - _indexed(client) < bench.sizes.scaling_drained and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # gently: the server is being measured
         stats = cast("dict[str, dict[str, float]]", client.info("commandstats"))
         expired = before - _indexed(client)
     evalsha = stats["cmdstat_evalsha"]

@@ -53,7 +53,7 @@ def main() -> None:
         taken.extend((start, time.monotonic_ns() - start))
         n += 1
         if pause_s:
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # a shop that is not under load
     Path(path).write_bytes(taken.tobytes())
 
 

@@ -15,7 +15,7 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, DefaultParser, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
-from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, MovedError, NoPermissionError, RedisError, TryAgainError
 from redis.retry import Retry
 
 from expirer import scripts
@@ -28,6 +28,9 @@ _PORT = 6379
 _TIMEOUT_S = 5.0
 _WAITS_OF_A_TURN = 6
 """To connect, to log in, for a script to load, for the control key, for the clock, for the batch."""
+GRANT = "grant what the README lists under Container, server and rights; ACL LOG names what was refused"
+_REFUSED_IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+"""How Redis 7, and 6.2, begin to say so; redis-py knows no class for it."""
 _PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
 """Before redis-py 6 no other knows the errors of a Cluster by name."""
 _OF_THE_SERVER = ("client_name", "credential_provider", "db", "password", "username")
@@ -180,7 +183,13 @@ def explain(error: Exception, settings: Settings) -> str:
         return f"{where} now; nothing was done, and the next try goes there"
     if isinstance(error, AskError | TryAgainError) or "non local key" in str(error):
         return "the slot of this shard is being moved to another node; nothing was done, and the next try looks again"
-    return redact(scripts.explained(str(error)), settings)
+    text = redact(scripts.explained(str(error)), settings)
+    return f"{text}; {GRANT}" if lacks_right(error) else text
+
+
+def lacks_right(error: Exception) -> bool:
+    """Say whether Redis is well, and refuses this user something."""
+    return isinstance(error, NoPermissionError) or any(words in str(error) for words in _REFUSED_IN_A_SCRIPT)
 
 
 def redact(text: str, settings: Settings) -> str:

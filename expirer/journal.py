@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 import expirer
 from expirer.batch import Batch, Tick
-from expirer.connect import explain, location
+from expirer.connect import location
 from expirer.control import BRAKE, Pause
 from expirer.host import remarks
 from expirer.keys import ShardKeys
@@ -80,6 +80,22 @@ class Pace:
             return {"held_back": held_back} if held_back else {}
 
 
+class RightsJournal:
+    """Says what the process that serves HTTP may not read: when it begins, and when it is over."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._missing = ""
+
+    def tell(self, missing: str) -> None:
+        """Say which right is missing now, unless that was said; empty: none is."""
+        if missing and missing != self._missing:
+            self._log.warning("right_missing", message=missing)
+        elif self._missing and not missing:
+            self._log.info("right_given")
+        self._missing = missing
+
+
 class ShardJournal:
     """Says what happens on one shard; what lasts it says once, not every tick.
 
@@ -138,13 +154,13 @@ class ShardJournal:
         """Say that the operator's hand was faster."""
         self._log.warning("concurrency_conflict", error="the control key changed; nothing was done")
 
-    def tell_error(self, error: Exception, retry_s: float) -> None:
-        """Say what went wrong, without a secret; with a traceback only where it is a bug of ours."""
+    def tell_error(self, error: Exception, why: str, retry_s: float) -> None:
+        """Say what went wrong, in words without a secret; with a traceback only where it is a bug of ours."""
         if (more := self._errors.take()) is not None:
             self._log.error(
                 "processing_error",
                 error=type(error).__name__,
-                message=explain(error, self._settings),
+                message=why,
                 retry_in_ms=round(retry_s * 1000),
                 exc_info=error if not isinstance(error, RedisError | OSError) else None,
                 **more,

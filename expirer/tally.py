@@ -34,6 +34,9 @@ _SHARD_FIELDS = (
 _ROW = len(_SHARD_FIELDS) + len(ERRORS)
 _WORKER_FIELDS = ("started_at", "is_stopping")
 
+_WHY_BYTES = 512
+"""So much of the text of a shard's last error is kept; a multiple of eight."""
+
 DRAINS = 1024
 """So many drains are kept, less the one that may be half written: ten seconds of the busiest shard."""
 _DRAIN_ROW = 10
@@ -55,6 +58,8 @@ class ShardCounts:
     """By when the loop that begins with this shard should be back; 0: none begins with it."""
     errors: dict[str, int]
     """Class -> count, of those that were met."""
+    why: str
+    """What the last of them said, as far as it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,8 @@ class Histogram:
 class Tally:
     """Figures of one worker: one process writes, any process that maps the same memory reads, and one takes drains.
 
-    Each figure is one aligned double, so none is ever read half written; counts are exact up to 2**53.
+    Each figure is one aligned double, so none is ever read half written; counts are exact up to 2**53. The text of an
+    error is copied in one piece, and may be met half way: the next reading has it whole.
     Writing takes no system call and waits for no reader.
 
     Args:
@@ -97,7 +103,9 @@ class Tally:
     """
 
     def __init__(self, shards: int, descriptor: int = -1) -> None:
-        self._numbers = memoryview(mmap.mmap(descriptor, self.size(shards))).cast("d")
+        self._bytes = memoryview(mmap.mmap(descriptor, self.size(shards)))
+        self._whys_at = self.size(shards) - shards * _WHY_BYTES
+        self._numbers = self._bytes[: self._whys_at].cast("d")
         self._shards = shards
         self._lateness_at = shards * _ROW
         self._batch_at = self._lateness_at + len(LATENESS_BOUNDS_S) + 2
@@ -113,7 +121,7 @@ class Tally:
         """Return the bytes that the figures of so many shards take."""
         histograms = len(LATENESS_BOUNDS_S) + len(BATCH_BOUNDS_S) + 4
         drains = 2 + DRAINS * _DRAIN_ROW
-        return 8 * (shards * _ROW + histograms + len(_WORKER_FIELDS) + drains)
+        return 8 * (shards * _ROW + histograms + len(_WORKER_FIELDS) + drains) + shards * _WHY_BYTES
 
     def start(self) -> None:
         """Note that the worker begins."""
@@ -145,8 +153,11 @@ class Tally:
         """Count a batch that the operator's hand was faster than."""
         self._add(shard, "conflicts", 1)
 
-    def count_error(self, shard: int, error: Exception) -> None:
-        """Count a batch that failed, by the class of the error."""
+    def count_error(self, shard: int, error: Exception, why: str) -> None:
+        """Count a batch that failed, by the class of the error, and keep what it said: a text without secrets."""
+        start = self._whys_at + shard * _WHY_BYTES
+        text = (why or type(error).__name__).encode(errors="replace")[:_WHY_BYTES]
+        self._bytes[start : start + _WHY_BYTES] = text.ljust(_WHY_BYTES, b"\0")
         self._numbers[shard * _ROW + len(_SHARD_FIELDS) + _error_number(error)] += 1
         self._add(shard, "failures", 1)
 
@@ -187,13 +198,17 @@ class Tally:
 
     def shards(self) -> Iterator[ShardCounts]:
         """Yield the counts of each shard."""
-        for start in range(0, self._shards * _ROW, _ROW):
-            row = self._numbers[start : start + _ROW].tolist()
+        for shard in range(self._shards):
+            row = self._numbers[shard * _ROW : (shard + 1) * _ROW].tolist()
             ticks, conflicts, expired, units, failures = map(int, row[:5])
             succeeded_at, succeeded_s, due_back_s = row[5 : len(_SHARD_FIELDS)]
             counted = zip(ERRORS, map(int, row[len(_SHARD_FIELDS) :]), strict=True)
             errors = {name: count for name, count in counted if count}
-            yield ShardCounts(ticks, conflicts, expired, units, failures, succeeded_at, succeeded_s, due_back_s, errors)
+            at = self._whys_at + shard * _WHY_BYTES
+            why = bytes(self._bytes[at : at + _WHY_BYTES]).rstrip(b"\0").decode(errors="ignore")
+            yield ShardCounts(
+                ticks, conflicts, expired, units, failures, succeeded_at, succeeded_s, due_back_s, errors, why
+            )
 
     def take_drains(self) -> tuple[list[Drain], int]:
         """Return the drains since the last call, in whichever process that was, and how many were lost before them.

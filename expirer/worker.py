@@ -19,7 +19,7 @@ from redis.exceptions import WatchError
 from structlog.typing import FilteringBoundLogger
 
 from expirer.batch import Batch, Tick
-from expirer.connect import longest_turn_s
+from expirer.connect import explain, longest_turn_s
 from expirer.control import Pause
 from expirer.expiry import Expiry
 from expirer.journal import Pace, ShardJournal, log_start, log_stop, warn_of_host
@@ -205,8 +205,9 @@ class Worker:
             return self._end_drain(shard, error=error, conflicts=1)
         except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
             delay_s = self._retry_delay_s(shard)
-            self._tally.count_error(shard.number, error)
-            shard.journal.tell_error(error, delay_s)
+            why = explain(error, self._settings)
+            self._tally.count_error(shard.number, error, why)
+            shard.journal.tell_error(error, why, delay_s)
             return self._end_drain(shard, delay_s, error, errors=1)
         if batch.pause is not None:
             return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)

@@ -8,22 +8,24 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from typing import Any
 from unittest.mock import patch
 
 import redis
-from redis.exceptions import RedisError
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
 
 from expirer import Reservations, cli
-from expirer.connect import Servers, connect
+from expirer.connect import Servers, connect, connect_all
 from expirer.observe.metrics import take_sample
 from expirer.observe.probes import ping
 from expirer.observe.watch import Watch
 from expirer.operate.feed import Feed
 from expirer.operate.picture import Camera
+from expirer.operate.reshard import _Move
 from expirer.operate.tail import _follow_all, _positions
 from expirer.settings import Settings
 from expirer.times import worker_clock
@@ -35,6 +37,7 @@ from tests.reader import ROOT
 from tests.servers import RedisServer
 
 FILE = ROOT / "deploy" / "acl" / "expirer.acl"
+SENTINEL_FILE = FILE.with_name("sentinel.acl")
 PASSWORD = "correct horse"  # noqa: S105  # of users that live as long as a test
 _NOT_NEEDED = {"config", "config|get", "client", "client|setinfo"}
 """What `check` and redis-py ask as well, and do without. Redis 6.2 names no subcommand."""
@@ -53,20 +56,23 @@ def with_passwords(text: str) -> str:
 
 TEXT = FILE.read_text()
 RULES = users(with_passwords(TEXT))
+OF_A_TOPOLOGY = {"+wait", "+cluster|slots", "+command"}
+"""What one server alone asks of nobody: see test_acl_topologies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where a user works: the shop as its owner sees it, and how the user reaches it."""
+    """Where a user works: the shop as its owner sees it, and how the user reaches it; `topology` is of settings."""
 
     shop: Inventory
     server: RedisServer
     url: str
+    topology: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
         """Return settings with the user's address."""
-        return Settings(redis_url=self.url)
+        return Settings(redis_url=self.url, **self.topology)
 
     def fill(self) -> None:
         """Leave nothing but a small shop in which everything has happened: each outcome, each finding."""
@@ -97,20 +103,30 @@ class Desk:
     def complaints(self, *command: str) -> list[str]:
         """Run a verb; return the lines in which it says that something stands in its way."""
         out, err = io.StringIO(), io.StringIO()
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.topology.items()]
         with redirect_stdout(out), redirect_stderr(err), patch("expirer.operate.audit._SETTLE_S", 0):
-            cli.main([*command, "--redis-url", self.url])
+            cli.main([*command, "--redis-url", self.url, *flags])
         said = [line for line in err.getvalue().splitlines() if line.startswith("expirer: ")]
         marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
         return said + [line for line in out.getvalue().splitlines() if line.startswith(marks)]
 
-    def errors(self, act: Callable[[redis.Redis], object]) -> list[str]:
+    def errors(self, act: Callable[[Servers], object]) -> list[str]:
         """Return what goes wrong where the user does something without a verb."""
-        with redis.Redis.from_url(self.url, protocol=2) as client:
-            try:
-                act(client)
-            except RedisError as error:
-                return [str(error)]
-        return []
+        return _errors(lambda: connect_all(self.settings), act)
+
+    def checkout_errors(self, act: Callable[[Reservations], object]) -> list[str]:
+        """Return what goes wrong where the user is a checkout."""
+        kind: Any = RedisCluster if self.topology else redis.Redis
+        return _errors(lambda: kind.from_url(self.url, protocol=2), lambda client: act(Reservations(client)))
+
+
+def _errors(reach: Callable[[], Any], act: Callable[[Any], object]) -> list[str]:
+    try:
+        with reach() as server:
+            act(server)
+    except (RedisError, RedisClusterException) as error:
+        return [str(error)]
+    return []
 
 
 Duty = Callable[[Desk], list[str]]
@@ -137,16 +153,16 @@ def checks(desk: Desk) -> list[str]:
 
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
-    with connect(desk.settings) as client:
-        watch = Watch(Servers.one(client, desk.settings), desk.settings, "worker")
+    with connect_all(desk.settings) as servers:
+        watch = Watch(servers, desk.settings, "worker")
         watch.look()
         quarantine = watch.view().quarantine
-        is_whole = take_sample(Servers.one(client, desk.settings), desk.settings).is_whole
+        sample = take_sample(servers, desk.settings)
     troubles = [
         ping(desk.settings),
         watch.view().error,
         quarantine.error,
-        "" if is_whole else "not every shard could be read",
+        "" if sample.shards else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
 
@@ -162,8 +178,7 @@ def _verb(*command: str) -> Duty:
 def tails(desk: Desk) -> list[str]:
     """Follow the events, from now and from the start."""
 
-    def follow(client: redis.Redis) -> None:
-        servers = Servers.one(client, desk.settings)
+    def follow(servers: Servers) -> None:
         _positions(servers, desk.settings, None)
         next(_follow_all(desk.settings, _positions(servers, desk.settings, "start")))
 
@@ -172,7 +187,7 @@ def tails(desk: Desk) -> list[str]:
 
 def watches(desk: Desk) -> list[str]:
     """Take a picture for `top`."""
-    return desk.errors(lambda client: Camera(Servers.one(client, desk.settings), desk.settings).take())
+    return desk.errors(lambda servers: Camera(servers, desk.settings).take())
 
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
@@ -224,8 +239,7 @@ def living_worker(desk: Desk) -> Iterator[None]:
 def checks_out(desk: Desk) -> list[str]:
     """Reserve, extend, confirm and release, each of them twice."""
 
-    def shop(client: redis.Redis) -> None:
-        checkout = Reservations(client)
+    def shop(checkout: Reservations) -> None:
         for order, end in (("a", checkout.confirm), ("b", checkout.release)):
             for _ in range(2):
                 checkout.reserve(order, "mug", 1)
@@ -233,15 +247,41 @@ def checks_out(desk: Desk) -> list[str]:
             end(order, "mug")
             end(order, "mug")
 
-    return desk.errors(shop)
+    return desk.checkout_errors(shop)
 
 
 def wakes(desk: Desk) -> list[str]:
     """Tell sleeping workers of a sooner reservation; where it may not, only the server's log of refusals says so."""
     desk.shop.client.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
     desk.shop.client.delete(desk.shop.keys.index)
-    told = desk.errors(lambda client: Reservations(client).reserve("c", "mug", 1))
+    told = desk.checkout_errors(lambda checkout: checkout.reserve("c", "mug", 1))
     return told + [f"{reason} {what}" for reason, what in refusals(desk.shop.client)]
+
+
+def moves_to_more_shards(desk: Desk) -> list[str]:
+    """Move to two shards and back, the first time after a question; each time all that is there, and its totals."""
+    shop = desk.shop
+    shop.client.hset(shop.keys.stats, "expired", 5)
+    with patch("expirer.operate.reshard.confirms", lambda *_: True):
+        told = desk.complaints("reshard", "--to", "2")
+    told = told or desk.complaints("reshard", "--to", "1", "--shards", "2", "--yes")
+    if told:
+        return told
+    are_back = shop.counters("mug") == (3, 7) and shop.client.hget(shop.keys.stats, "expired") == b"5"
+    return [] if are_back else ["not all is back"]
+
+
+def gives_way(desk: Desk) -> list[str]:
+    """Stop moving where somebody resumes expiry meanwhile, and say so."""
+    write_list = _Move._write_list
+
+    def resumed_before(move: _Move, *arguments: Any) -> None:  # noqa: ANN401  # what it takes
+        desk.shop.client.delete(desk.shop.keys.control)
+        write_list(move, *arguments)
+
+    with patch.object(_Move, "_write_list", resumed_before):
+        told = desk.complaints("reshard", "--to", "2", "--yes")
+    return [line for line in told if "somebody has resumed expiry" not in line]
 
 
 def refusals(admin: redis.Redis) -> list[tuple[str, str]]:
@@ -296,6 +336,7 @@ DUTIES: dict[str, list[Duty]] = {
         flies_a_canary,
     ],
     "checkout": [checks_out, wakes],
+    "expirer-reshard": [moves_to_more_shards, gives_way],
 }
 """User -> all that it is there for; each begins in a shop filled anew."""
 

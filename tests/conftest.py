@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from expirer.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
-from tests.servers import MISSING, NO_COMPILER, RedisServer, find_compiler, find_server, free_port
+from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
 
 
@@ -151,6 +153,27 @@ def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)
         return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[[str], str]:
+    """Return a function that types a command in a folder with the file, whose `redis-cli` knows the server there."""
+    cli = find_cli()
+    assert cli is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-cli").write_text(
+        f'#!/bin/sh\nexec {shlex.quote(str(cli))} -s {tmp_path}/redis.sock "$@"\n'
+    )
+    (tmp_path / "bin" / "redis-cli").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    def run(command: str) -> str:
+        bash = ["/bin/bash", "-c", f"exec 2>&1; {command}"]
+        return subprocess.run(
+            bash, cwd=tmp_path, env={"PATH": path}, stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
 
     return run
 

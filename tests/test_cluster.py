@@ -284,28 +284,6 @@ def test_a_failover_by_hand_costs_a_tick(own_cluster: Cluster, log: Log) -> None
         assert (10, 0) == shop.counters("mug")
 
 
-def test_the_rights_of_the_documents_suffice(own_cluster: Cluster, log: Log) -> None:
-    """A user with the rights of the README, and those that docs/topologies.md adds, expires on a Cluster."""
-    listed = README[README.index("- `expirer`, the sidecar") :].split("- `expirer-look`")[0]
-    added = PAGE[PAGE.index("Besides those, a Cluster needs") :].split("\n\n")[0]
-    rights = [f"+{name.lower()}" for name in re.findall(r"`([A-Z|]+)`", listed + added) if "SENTINEL" not in name]
-    for node in own_cluster.nodes:
-        node.client().execute_command("ACL", "SETUSER", "sidecar", "on", "nopass", "~*", "&*", "-@all", *rights)  # type: ignore[no-untyped-call]
-    with own_cluster.client() as client:
-        backlogs = [Backlog(client, shop.keys) for shop in shops_of(client)]
-        for backlog in backlogs:
-            backlog.add(15)
-        for primary in by_primary(own_cluster):
-            wait_for_replicas(primary, 1)
-        url = own_cluster.settings["redis_url"].replace("//", "//sidecar:any@")
-
-        tick = crew_of(own_cluster, log, redis_url=url, batch_size=10, min_replicas_ack=1).run_once()
-
-        assert (15 * SHARDS, 0) == (tick.expired, tick.errors), log.entries
-        for backlog in backlogs:
-            backlog.assert_expired_once()
-
-
 def test_the_page_names_real_settings() -> None:
     """Every variable on the page is a setting."""
     named = set(re.findall(r"EXPIRER_[A-Z_]+", PAGE))

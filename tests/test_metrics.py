@@ -122,8 +122,8 @@ def test_what_cannot_be_read_is_absent(fake_server: fakeredis.FakeServer) -> Non
     fake_server.connected = False
     nothing = take_sample(Servers.one(client, Settings(shards=2)), Settings(shards=2))
 
-    assert ([1], False) == ([shard.shard for shard in half.shards], half.is_whole)
-    assert ([], False, None) == (nothing.shards, nothing.is_whole, nothing.skew_ms)
+    assert ([1], False) == ([shard.shard for shard in half.shards], half.is_up)
+    assert ([], False, None) == (nothing.shards, nothing.is_up, nothing.skew_ms)
 
 
 def test_many_who_ask_cost_one() -> None:
@@ -179,9 +179,10 @@ def test_ready_is_who_ticked_within_the_interval(monkeypatch: pytest.MonkeyPatch
     assert "shard 0: the last tick was 16 s ago" == why_not_ready(tally, settings, "")[0]
     server.connected = False
     worker.tick()
-    assert "shard 1: the last tick failed" == why_not_ready(tally, settings, "")[1]
+    away = log.of("processing_error")[1]["message"]
+    assert f"shard 1: the last tick failed: {away}" == why_not_ready(tally, settings, "")[1]
     worker.tick()
-    assert "shard 1: the last 2 ticks failed" == why_not_ready(tally, settings, "")[1]
+    assert f"shard 1: the last 2 ticks failed: {away}" == why_not_ready(tally, settings, "")[1]
     worker.stop()
     assert ["the worker is about to stop"] == why_not_ready(tally, settings, "")
 

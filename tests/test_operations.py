@@ -114,6 +114,14 @@ def a_wrong_layout(shop: Inventory) -> None:
     shop.client.hset("shop:product:mug", mapping={"available": 8, "reserved": 2})
 
 
+def a_power_cut(shop: Inventory) -> None:
+    """The server has started again, with an append-only file."""
+    shop.stock("mug", 8, 2)
+    shop.hold("mug", 2, FUTURE, "order-11:mug")
+    shop.client.config_set("appendonly", "yes")
+    wait_until(lambda: shop.client.info("persistence")["aof_rewrite_in_progress"] == 0)
+
+
 SITUATIONS: dict[str, tuple[Callable[[Inventory], None], bool]] = {
     "1. The payment provider is down": (a_payment_outage, True),
     "2. A backlog after downtime": (a_backlog, False),
@@ -127,6 +135,7 @@ SITUATIONS: dict[str, tuple[Callable[[Inventory], None], bool]] = {
     "10. A failover": (a_failover, False),
     "11. A clock has jumped": (a_clock_jump, False),
     "12. A wrong layout": (a_wrong_layout, False),
+    "13. A power cut": (a_power_cut, True),
 }
 """Heading -> how the situation comes about, and whether a sidecar runs."""
 
@@ -138,7 +147,7 @@ def sections() -> dict[str, str]:
 
 
 def test_every_situation_is_made() -> None:
-    """The guide has the twelve situations that the tests make, in their order."""
+    """The guide has the thirteen situations that the tests make, in their order."""
     assert list(SITUATIONS) == list(sections())
 
 

@@ -81,10 +81,21 @@ class _StrangeError(ConnectionRefusedError):
 )
 def test_an_unknown_class_counts_as_its_nearest(tally: Tally, error: Exception, name: str) -> None:
     """As many classes are told apart as there are rows; any other error counts as what it descends from."""
-    tally.count_error(1, error)
+    tally.count_error(1, error, "it is so")
     _, second = tally.shards()
 
-    assert {name: 1} == second.errors
+    assert ({name: 1}, "it is so") == (second.errors, second.why)
+
+
+def test_a_long_error_is_cut(tally: Tally) -> None:
+    """Of what an error said as much is kept as there is room for, nothing of the one before, and no half letter."""
+    tally.count_error(1, OSError(), "ö" * 1000)
+    _, second = tally.shards()
+    assert "ö" * 256 == second.why
+
+    tally.count_error(1, OSError(), "")
+    first, second = tally.shards()
+    assert ("", "OSError") == (first.why, second.why)
 
 
 def test_another_process_may_read(tally: Tally, tmp_path: Path) -> None:

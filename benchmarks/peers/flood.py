@@ -58,7 +58,7 @@ class _Flood:
                     writer.write(b"X")
                     await asyncio.sleep(0.5)  # as slow as a connection may be that is alive
                 writer.close()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # who was hung up on comes back, without a spin
 
     async def _churn(self) -> None:
         while self._goes_on():
@@ -67,7 +67,7 @@ class _Flood:
                 writer.write(b"\x16\x03\x01" + b"\xff" * 20_000)
                 writer.close()
                 self.requests += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # lets the other clients have their turn
 
 
 def _main(port: str, seconds: str) -> None:

@@ -21,7 +21,7 @@ def _main(percent: str, *pids: str) -> None:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), number)
-            time.sleep(seconds * _PERIOD_S)
+            time.sleep(seconds * _PERIOD_S)  # its share of each period, then the rest
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
     while True:
         for id_ in cast("list[str]", client.zrangebyscore(INDEX, "-inf", time.time() * 1000)):
             release(client, id_)
-        time.sleep(1)
+        time.sleep(1)  # polling is what this peer does
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 import expirer
-from expirer.connect import Servers
+from expirer.connect import Servers, lacks_right
 from expirer.keys import shard_keys
 from expirer.observe.refreshed import Refreshed
 from expirer.operate.reasons import ADVICE
@@ -55,40 +55,47 @@ class Sample:
     """Of each of these shards."""
     skew_ms: int | None
     """How far a server's clock is ahead of this machine's, the furthest of them; None: unknown."""
-    is_whole: bool
+    is_up: bool
+    """Whether Redis answered for every shard, be it by a refusal."""
+    lacks_right: bool
+    """Whether a shard could not be read for want of a right."""
 
 
 def take_sample(servers: Servers, settings: Settings) -> Sample:
     """Look at every shard, at those of each client beside the others; what cannot be read is left out."""
     lanes = servers.lanes()
     with ThreadPoolExecutor(min(len(lanes), _AT_ONCE)) as pool:
-        looks = [look for some in pool.map(partial(_look, servers, settings), lanes) for look in some]
+        seen = list(pool.map(partial(_look, servers, settings), lanes))
+    looks = [look for some, _ in seen for look in some]
+    refused = sum(count for _, count in seen)
     return Sample(
         shards=[shard for shard, _, _ in looks],
         live_workers=[live for _, live, _ in looks],
         skew_ms=max((skew_ms for _, _, skew_ms in looks), key=abs, default=None),
-        is_whole=len(looks) == settings.shards,
+        is_up=len(looks) + refused == settings.shards,
+        lacks_right=refused > 0,
     )
 
 
-def _look(servers: Servers, settings: Settings, numbers: list[int]) -> list[tuple[ShardStatus, int, int]]:
-    """Return state, live workers and skew of those that can be read within the patience."""
+def _look(servers: Servers, settings: Settings, numbers: list[int]) -> tuple[list[tuple[ShardStatus, int, int]], int]:
+    """Return state, live workers and skew of those that can be read within the patience; how many may not be read."""
     keys = shard_keys(settings)
     until = time.monotonic() + _PATIENCE_S
-    looks = []
+    looks, refused = [], 0
     for number in numbers:
         client = servers.shards[number]
         try:
             now = server_now(client, settings)
             skew_ms = now - int(worker_clock())
             shard = look_at(client, settings, number, keys[number], 0, _COUNTED)
-        except (redis.RedisError, OSError):
+        except (redis.RedisError, OSError) as error:
+            refused += lacks_right(error)
             if time.monotonic() > until:
                 break
         else:
             live = sum(is_live(settings, worker["last_tick"], now) for worker in shard.workers)
             looks.append((shard, live, skew_ms))
-    return looks
+    return looks, refused
 
 
 class Metrics:
@@ -162,9 +169,12 @@ class _Shards(Collector):
 
     def collect(self) -> Iterator[Metric]:
         sample = self._sample.get()
-        up = GaugeMetricFamily("expirer_redis_up", "Whether every shard could be read for this scrape")
-        up.add_metric([], sample.is_whole)
+        up = GaugeMetricFamily("expirer_redis_up", "Whether Redis answered for every shard, be it by a refusal")
+        up.add_metric([], sample.is_up)
         yield up
+        missing = GaugeMetricFamily("expirer_right_missing", "1 where a shard may not be read: a right is missing")
+        missing.add_metric([], sample.lacks_right)
+        yield missing
         if sample.skew_ms is not None:
             skew = GaugeMetricFamily(
                 "expirer_worker_clock_skew_seconds", "How far the server's clock is ahead of this machine's"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError
 
-from expirer.connect import connect_all, explain
+from expirer.connect import Servers, connect_all, explain
+from expirer.keys import shard_keys
 from expirer.operate.server import LATE_TICK_MS
+from expirer.operate.terminal import shown
 from expirer.settings import Settings
 from expirer.tally import ShardCounts, Tally
 
@@ -36,6 +39,31 @@ def ping(settings: Settings) -> str:
     return ""
 
 
+def refused_keys(servers: Servers, settings: Settings) -> list[str]:
+    """Name the patterns of keys that a user may not use, of the first shard where there are some: Redis names none.
+
+    Nothing where EXISTS is refused, or Redis is away.
+    """
+    for client, keys in zip(servers.shards, shard_keys(settings), strict=True):
+        names = {name: name for name in (keys.index, keys.events, keys.quarantine, keys.control, keys.stats)}
+        names |= {name: name for name in (keys.workers, keys.about)}
+        names |= {prefix: f"{prefix}*" for prefix in (keys.reservation_prefix, keys.stock_prefix)}
+        try:
+            if refused := [pattern for name, pattern in names.items() if _is_refused(client, name)]:
+                return refused
+        except (RedisError, OSError):
+            return []
+    return []
+
+
+def _is_refused(client: Redis, key: str) -> bool:
+    try:
+        client.exists(key)
+    except NoPermissionError as error:
+        return "key" in str(error)
+    return False
+
+
 def why_not_ready(tally: Tally, settings: Settings, redis_trouble: str) -> list[str]:
     """Say what is in the way, one line each; empty: nothing."""
     if tally.is_stopping:
@@ -54,7 +82,8 @@ def _late_shards(tally: Tally, settings: Settings) -> Iterator[str]:
 
 def _trouble(shard: ShardCounts, now: float, longest_s: float) -> str:
     if shard.failures:
-        return f"the last {shard.failures} ticks failed" if shard.failures > 1 else "the last tick failed"
+        ticks = f"{shard.failures} ticks" if shard.failures > 1 else "tick"
+        return f"the last {ticks} failed: {shown(shard.why)}"
     if not shard.succeeded_s:
         return "no tick yet"
     age_s = now - shard.succeeded_s

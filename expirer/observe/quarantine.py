@@ -9,7 +9,7 @@ from itertools import islice
 
 from redis.exceptions import ResponseError
 
-from expirer.connect import Servers, explain
+from expirer.connect import Servers, explain, lacks_right
 from expirer.keys import shard_keys
 from expirer.operate.reasons import parsed
 from expirer.operate.status import ShardStatus
@@ -42,6 +42,8 @@ class Quarantine:
     counted: int = 0
     error: str = ""
     """Why nothing of it could be read."""
+    lacks_right: bool = False
+    """Whether that is for want of a right."""
 
 
 def look(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) -> Quarantine:
@@ -59,7 +61,7 @@ def look(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) ->
                 known = parsed(value)
                 entries.append(Entry(readable(id_), known["reason"], known["at"]))
     except ResponseError as error:
-        return Quarantine(error=explain(error, settings))
+        return Quarantine(error=explain(error, settings), lacks_right=lacks_right(error))
     return Quarantine(
         entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:SHOWN]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),

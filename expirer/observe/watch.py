@@ -6,9 +6,11 @@ import time
 
 from redis.exceptions import RedisError
 
-from expirer.connect import Servers, explain
+from expirer.connect import Servers, explain, lacks_right
+from expirer.journal import RightsJournal
 from expirer.observe.history import PERIOD_MS, History
 from expirer.observe.page import View
+from expirer.observe.probes import refused_keys
 from expirer.observe.quarantine import Quarantine, look
 from expirer.operate.picture import Camera, Picture
 from expirer.settings import Settings
@@ -30,6 +32,8 @@ class Watch:
         self._history = History()
         self._seen: tuple[Picture | None, Quarantine, str, int] = (None, Quarantine(), "", _now())
         """The last picture, the quarantine then, the error since, and when that picture was taken, or the start."""
+        self.missing_right = ""
+        """Which right Redis refused at the last look that it answered; empty: none."""
 
     def look(self) -> None:
         """Look once; raise nothing, or the last picture would pass for the present."""
@@ -39,17 +43,24 @@ class Watch:
         except Exception as error:  # noqa: BLE001  # see above
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             before, quarantine, _, since = self._seen
-            self._seen = (before, quarantine, f"{name}{explain(error, self._settings)}", since)
+            why = f"{name}{explain(error, self._settings)}"
+            if lacks_right(error):
+                if refused := refused_keys(self._servers, self._settings):
+                    why = f"{why}; it may not use {', '.join(refused)}"
+                self.missing_right = why
+            self._seen = (before, quarantine, why, since)
         else:
             now = _now()
             self._history.add(picture, now)
             self._seen = (picture, quarantine, "", now)
+            self.missing_right = quarantine.error if quarantine.lacks_right else ""
 
-    def run(self) -> None:
+    def run(self, journal: RightsJournal) -> None:
         """Look for ever; where a look takes long, the server rests as long, up to a period."""
         while True:
             began_at = time.monotonic()
             self.look()
+            journal.tell(self.missing_right)
             took_s = time.monotonic() - began_at
             time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 

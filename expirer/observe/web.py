@@ -16,15 +16,16 @@ from structlog.typing import FilteringBoundLogger
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
-from expirer.connect import connect_all
-from expirer.journal import Pace
+from expirer.connect import GRANT, connect_all
+from expirer.journal import Pace, RightsJournal
 from expirer.logs import build_logger
 from expirer.observe.brief import Brief
 from expirer.observe.metrics import Metrics
 from expirer.observe.page import CSP, render
-from expirer.observe.probes import ping, why_not_alive, why_not_ready
+from expirer.observe.probes import ping, refused_keys, why_not_alive, why_not_ready
 from expirer.observe.refreshed import Refreshed
 from expirer.observe.watch import Watch
+from expirer.operate.terminal import shown
 from expirer.tally import Tally
 
 _THREADS = 6
@@ -57,12 +58,15 @@ class Application:
 
     def __init__(self, brief: Brief, tally: Tally, watch: Watch, log: FilteringBoundLogger) -> None:
         settings = brief.settings
+        servers = connect_all(settings)
         self._settings = settings
         self._tally = tally
         self._log = log
+        self._watch = watch
         self._pace = Pace()
         self._ping = Refreshed(lambda: ping(settings))
-        self._metrics = Metrics(connect_all(settings), settings, tally, brief.worker, brief.pid)
+        self._refused = Refreshed(lambda: refused_keys(servers, settings))
+        self._metrics = Metrics(servers, settings, tally, brief.worker, brief.pid)
         self._moving = Refreshed(lambda: render(watch.view()))
         self._still = Refreshed(lambda: render(watch.view(is_still=True)))
         self._paths: dict[str, Callable[[WSGIEnvironment], Answer]] = {
@@ -107,7 +111,13 @@ class Application:
     def _show_ready(self, _environ: WSGIEnvironment) -> Answer:
         # Redis is not asked on behalf of a worker that stops.
         trouble = "" if self._tally.is_stopping else self._ping.get()
-        return _probe(why_not_ready(self._tally, self._settings, trouble))
+        troubles = why_not_ready(self._tally, self._settings, trouble)
+        if any(GRANT in trouble for trouble in troubles) and (refused := self._refused.get()):
+            troubles.append(f"its user may not use {', '.join(refused)}")
+        if not troubles and (missing := self._watch.missing_right):
+            # The worker works, and a restart would give it no right.
+            return Answer(f"ok, but the figures lack what this user may not read: {shown(missing)}\n".encode())
+        return _probe(troubles)
 
 
 def _probe(troubles: list[str]) -> Answer:
@@ -136,7 +146,7 @@ def serve(brief: Brief) -> None:
     logging.getLogger("waitress").addHandler(logging.NullHandler())
     logging.getLogger("waitress").propagate = False  # it says what clients do, a line each
     watch = Watch(connect_all(brief.settings), brief.settings, brief.worker)
-    threading.Thread(target=watch.run, name="expirer-watch", daemon=True).start()
+    threading.Thread(target=watch.run, args=(RightsJournal(log),), name="expirer-watch", daemon=True).start()
     listener = socket.socket(fileno=brief.listener)
     server: Any = create_server(
         Application(brief, Tally(brief.settings.shards, brief.memory), watch, log),

@@ -17,7 +17,7 @@ from redis.crc import key_slot
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from expirer import control, scripts
-from expirer.connect import Servers, location, redact
+from expirer.connect import GRANT, Servers, location, redact
 from expirer.environment import variable
 from expirer.expiry import Expiry
 from expirer.host import Remark, remarks
@@ -103,7 +103,7 @@ def _way_out(error: ResponseError) -> str:
         return "raise maxmemory: a full server refuses every expiry"
     if str(error).startswith("WRONGTYPE"):
         return "mend what the line on the keys says"
-    return "grant what the README lists under Container, server and rights"
+    return GRANT
 
 
 def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
