@@ -63,8 +63,8 @@ if call('EXISTS', stock) == 1 and call('EXISTS', new_stock) == 1 then return {'o
 
 -- A key that is not there is not renamed, and no error; any other is raised.
 local function rename(key, new_key)
-  local error = pcall('RENAME', key, new_key).err
-  if error and not tostring(error):find('no such key', 1, true) then call('RENAME', key, new_key) end
+  local refusal = pcall('RENAME', key, new_key).err
+  if refusal and not tostring(refusal):find('no such key', 1, true) then call('RENAME', key, new_key) end
 end
 
 -- From here on the script writes. A full server, a replica or a missing right refuses the first use of a command,

@@ -201,7 +201,8 @@ def test_what_is_in_the_way_stops_it(operate: Operate, client: redis.Redis) -> N
     code, _, err = operate("reshard", "--to", "2", "--yes")
 
     assert 1 == code
-    assert "reservation:o5:product-6 exists already, so product-6 was not moved" in err
+    assert "reservation:o5:product-6 exists already, in the way of product-6" in err
+    assert "expiry stays paused: repeat this" in err
     assert before == {key: value for key, value in contents(client).items() if b"product-6" in key}
 
 

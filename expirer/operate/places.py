@@ -71,7 +71,7 @@ class Places:
         where = f"{shown(readable(stranger))} is where"
         if is_moved:
             raise Trouble(f"{where} {len(self.new)} shards do not have it: stop the checkouts first")
-        fits = f"what is there fits {' or '.join(map(str, fitting[:3]))}: " if fitting else ""
+        fits = f"what is there fits {' or '.join(map(str, fitting[:3]))} shards: " if fitting else ""
         numbers = f"neither {len(self.old)} nor {len(self.new)} shards have it"
         raise Trouble(f"{where} {numbers}: {fits}set {variable('shards')} to the present number")
 
@@ -114,6 +114,7 @@ class Places:
                 f"nobody would hear a checkout that still writes, without CLIENT TRACKING: {survey.deafness};"
                 " the rights of expirer-reshard in deploy/acl/expirer.acl suffice"
             )
+        survey.news()  # nothing yet: it tries the right to ask
         return survey
 
     def _stays(self, number: int, product_id: bytes) -> bool:

@@ -99,7 +99,7 @@ class _Move:
         self._old, self._new = self._places.old, self._places.new
         kept = {keys.stats for keys in self._new}
         self._left_stats = [keys.stats for keys in self._old if keys.stats not in kept]
-        self._script = self._client.register_script(scripts.load("reshard").text)
+        self._script = scripts.load("reshard")
         self._is_paused = False
         self._products = self._reservations = 0
 
@@ -159,12 +159,18 @@ class _Move:
         shards = tuple(dict.fromkeys((*self._old, *self._new)))
         for trouble in wrong_types([(self._client, keys) for keys in shards], _KEYS):
             raise Trouble(trouble)
+        self._client.script_load(self._script.text)
         for number in range(max(len(self._old), len(self._new))):
             old, new = self._old[number % len(self._old)], self._new[number % len(self._new)]
-            self._script(*self._call(old, new, _NOBODY, []))
-        for name in (self._new[0].stats, *self._left_stats):
-            self._client.hgetall(name)
-            self._client.hdel(name, _NOBODY)
+            self._call(self._client, old, new, _NOBODY, [_NOBODY])
+            self._client.zscan(old.index)
+            self._client.hscan(old.quarantine)
+            self._client.pttl(old.control)
+        with self._client.pipeline() as pipe:
+            for name in (self._new[0].stats, *self._left_stats):
+                pipe.hgetall(name)
+                pipe.hdel(name, _NOBODY)
+            pipe.execute()
 
     def _pause(self) -> None:
         """Pause every shard, old and new, all or none.
@@ -220,24 +226,22 @@ class _Move:
                 self._is_paused = False
                 raise Trouble("somebody has resumed expiry, or lets it go on by itself; repeat this when it may rest")
             pipe.multi()
-            self._script(*self._call(old, new, product_id, ids), client=pipe)
+            self._call(pipe, old, new, product_id, ids)
             ((code, what),) = pipe.execute()
         if code == b"occupied":
-            raise Trouble(f"{shown(readable(what))} exists already, so {shown(readable(product_id))} was not moved")
+            name = shown(readable(product_id)) or "what has no product"
+            raise Trouble(f"{shown(readable(what))} exists already, in the way of {name}: see which of both is right")
         if code == b"different":
             raise Trouble(f"{shown(readable(what))} has changed its product meanwhile: stop the checkouts first")
         self._reservations += int(what)
 
-    def _call(
-        self, old: ShardKeys, new: ShardKeys, product_id: bytes, ids: Iterable[bytes]
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return KEYS and ARGV."""
+    def _call(self, client: Any, old: ShardKeys, new: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> None:  # noqa: ANN401  # or a pipeline of it
         keys = (
             *(old.index, old.quarantine, old.stock_prefix.encode() + product_id),
             *(new.index, new.quarantine, new.stock_prefix.encode() + product_id),
         )
         words = (product_id, old.reservation_prefix, new.reservation_prefix, self._settings.field_product_id)
-        return keys, (*words, *ids)
+        client.evalsha(self._script.sha, len(keys), *keys, *words, *ids)
 
     def _move_totals(self) -> None:
         """Add the totals of the shards that are no more to the first one's; one that is damaged counts as none."""
