@@ -71,6 +71,7 @@ end
 -- so each is first used where a refusal leaves everything in place: on a name that nothing has.
 local NOBODY = '\0'
 call('ZADD', new_index, 'XX', 0, NOBODY)
+call('ZMSCORE', index, NOBODY)
 call('ZREM', index, NOBODY)
 call('HDEL', quarantine, NOBODY)
 call('HDEL', new_quarantine, NOBODY)
