@@ -273,13 +273,13 @@ def moves_to_more_shards(desk: Desk) -> list[str]:
 
 def gives_way(desk: Desk) -> list[str]:
     """Stop moving where somebody resumes expiry meanwhile, and say so."""
-    write_list = _Move._write_list
+    move_product = _Move._move_product
 
     def resumed_before(move: _Move, *arguments: Any) -> None:  # noqa: ANN401  # what it takes
         desk.shop.client.delete(desk.shop.keys.control)
-        write_list(move, *arguments)
+        move_product(move, *arguments)
 
-    with patch.object(_Move, "_write_list", resumed_before):
+    with patch.object(_Move, "_move_product", resumed_before):
         told = desk.complaints("reshard", "--to", "2", "--yes")
     return [line for line in told if "somebody has resumed expiry" not in line]
 

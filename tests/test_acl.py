@@ -99,6 +99,17 @@ def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
     assert [what for reason, what in refusals(desk.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES["expirer-reshard"] if rule[0] in "+~&"])
+def test_without_a_right_reshard_pauses_nothing(employ: Employ, rule: str) -> None:
+    """A right that the move wants is missed before the pause; GET and UNWATCH are for the audit after it."""
+    desk = employ("expirer-reshard", rule)
+    desk.fill()
+    told = desk.complaints("reshard", "--to", "2", "--yes")
+    reasons = {desk.shop.client.hget(key, "reason") for key in desk.shop.client.scan_iter("*:control")}
+
+    assert (b"reshard from 1 to 2" in reasons) == (not told or rule in {"+get", "+unwatch"})
+
+
 @pytest.mark.parametrize("user", RULES)
 def test_keys_and_channels_outside_are_refused(employ: Employ, user: str) -> None:
     """Neither another namespace, nor a key of the shop that it has no business with, nor another channel."""

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import fakeredis
 import pytest
 import redis
 
-from expirer import Refused, Reservations, cli
+from expirer import Refused, Reservations, cli, control, scripts
 from expirer.connect import connect_all
 from expirer.keys import ShardKeys, shard_of
 from expirer.operate import reshard
@@ -28,6 +29,28 @@ from tests.servers import RedisServer
 
 PRODUCTS = [f"product-{n}" for n in range(40)]
 STOCKED = dict.fromkeys(PRODUCTS, 100)
+
+
+class _QuietFeed:
+    """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def written(self) -> set[bytes]:
+        return set()
+
+    def hears(self, _connection: object) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _fake_is_heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "client" in request.fixturenames and isinstance(request.getfixturevalue("client"), fakeredis.FakeRedis):
+        monkeypatch.setattr("expirer.operate.survey.Feed", _QuietFeed)
 
 
 def shops(client: redis.Redis, shards: int) -> list[Inventory]:
@@ -192,21 +215,22 @@ def test_what_is_in_the_way_stops_it(operate: Operate, client: redis.Redis) -> N
     code, _, err = operate("reshard", "--to", "2", "--yes")
 
     assert 1 == code
-    assert "reservation:o5:product-6 exists already, so product-6 was not moved" in err
+    assert "reservation:o5:product-6 exists already, in the way of product-6" in err
+    assert "expiry stays paused: repeat this" in err
     assert before == {key: value for key, value in contents(client).items() if b"product-6" in key}
 
 
 def test_a_resumption_stops_it(operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where somebody resumes expiry meanwhile not one more product moves."""
     fill(client)
-    write_list = reshard._Move._write_list
+    move_product = reshard._Move._move_product
 
     def resumed_before(*arguments: Any) -> None:  # noqa: ANN401  # what it takes
         if moved(client) == 3:
             client.delete("{inventory}:control")
-        write_list(*arguments)
+        move_product(*arguments)
 
-    monkeypatch.setattr(reshard._Move, "_write_list", resumed_before)
+    monkeypatch.setattr(reshard._Move, "_move_product", resumed_before)
     code, _, err = operate("reshard", "--to", "16", "--yes")
 
     assert (1, 3) == (code, moved(client))
@@ -247,7 +271,7 @@ def test_a_name_that_is_taken_stops_it(operate: Operate, client: redis.Redis) ->
     code, _, err = operate("reshard", "--to", "2", "--yes")
 
     assert (1, 0) == (code, moved(client))
-    assert "WRONGTYPE" in err
+    assert "{inventory:0}:control holds a string where a hash belongs" in err
     assert_conserved(client, 1)
 
 
@@ -260,3 +284,223 @@ def test_nothing_happens_unasked(operate: Operate, client: redis.Redis) -> None:
     assert 1 == code
     assert "from 1 to 16 shards?" in out or "repeat this with --yes" in err
     assert before == contents(client)
+
+
+def test_a_wrong_present_number_is_refused(operate: Operate, client: redis.Redis) -> None:
+    """Where the shop has another number of shards than was said nothing is paused, and the line names the right one."""
+    fill(client, 16)
+    before = contents(client)
+    code, out, err = operate("reshard", "--to", "4", "--yes")
+
+    assert (1, "", before) == (code, out, contents(client))
+    assert "neither 1 nor 4 shards have it: what is there fits 16 shards: set EXPIRER_SHARDS" in err
+
+
+def test_a_wrong_number_is_noticed_among_the_shards_of_the_new(operate: Operate, client: redis.Redis) -> None:
+    """Products of four shards are under names that sixteen have, too: still it is seen that none belongs there."""
+    fill(client, 4)
+    before = contents(client)
+    code, _, err = operate("reshard", "--to", "16", "--yes")
+
+    assert (1, before) == (code, contents(client))
+    assert "what is there fits 4 shards" in err
+
+
+def test_a_second_time_changes_nothing(operate: Operate, client: redis.Redis) -> None:
+    """Where all has moved and the shop goes on it pauses nothing, and says what is next."""
+    fill(client)
+    operate("reshard", "--to", "16", "--yes")
+    operate("resume", "--shards", "16", "--yes")
+    before = contents(client)
+    code, out, err = operate("reshard", "--to", "16")
+
+    assert (0, "", before) == (code, err, contents(client))
+    assert "nothing was to be moved\nnext: start the checkouts and the sidecar with EXPIRER_SHARDS=16\n" in out
+
+
+def test_what_the_audit_finds_hides_no_next_step(operate: Operate, client: redis.Redis) -> None:
+    """Damage from before moves along, and the person hears of it, of what moved and of what is next, each time."""
+    shops(client, 1)[0].stock("mug", 5, 3)
+    for moved_ in ("1 products with 0 reservations moved", "nothing was to be moved"):
+        code, out, _ = operate("reshard", "--to", "4", "--yes")
+
+        assert 1 == code
+        assert "reserved is 3, its Active reservations hold 0" in out
+        assert moved_ in out
+        assert "EXPIRER_SHARDS=4 expirer audit --repair, then: start the checkouts" in out
+
+
+def test_ended_reservations_move_in_slices(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds no unit follows its product some at a time; stopped between two slices, the rest follows later."""
+    monkeypatch.setattr(reshard, "_ENDED_AT_ONCE", 10)
+    (shop,) = shops(client, 1)
+    shop.stock("mug", 97, 3)
+    for n in range(28):
+        id_ = shop.hold("mug", 1, 4_102_444_800_000, f"o{n}:mug", status="Active" if n < 3 else "Expired")
+        if n >= 3:
+            client.zrem(shop.keys.index, id_)
+            client.pexpire(shop.keys.reservation_prefix + id_, 3_600_000)
+    expected = look(client, 1)
+    home = shops(client, 2)[shard_of("mug", 2)].keys.reservation_prefix
+    sizes: list[int] = []
+    move = reshard._Move._move
+
+    def stopped_after_two(*arguments: Any) -> None:  # noqa: ANN401  # what it takes
+        if len(sizes) == 2:
+            raise redis.ConnectionError("the network fails")
+        move(*arguments)
+        sizes.append(len(client.keys(f"{home}*")))
+
+    monkeypatch.setattr(reshard._Move, "_move", stopped_after_two)
+    code, _, err = operate("reshard", "--to", "2", "--yes")
+    assert (1, [3, 13]) == (code, sizes)
+    assert "the network fails; expiry stays paused: repeat this, or expirer resume" in err
+    assert_conserved_mug(client)
+    monkeypatch.setattr(reshard._Move, "_move", move)
+
+    assert (0, "") == operate("reshard", "--to", "2", "--yes")[::2]
+    assert expected == look(client, 2)
+    assert_conserved_mug(client)
+
+
+def assert_conserved_mug(client: redis.Redis) -> None:
+    """Assert the law for the one product of a hundred units, on two shards."""
+    shops(client, 2)[shard_of("mug", 2)].assert_conserved({"mug": 100})
+
+
+@pytest.mark.parametrize("command", ["zadd", "zrem", "zmscore", "hset", "hdel", "hmget", "rename"])
+def test_a_missing_right_moves_nothing(server_client: redis.Redis, shared_server: RedisServer, command: str) -> None:
+    """The script uses each command where a refusal leaves everything in place, before it moves the first key."""
+    client = server_client
+    shop, moved_to = shops(client, 1)[0].keys, shops(client, 2)[1].keys
+    fill(client)
+    before = contents(client)
+    rights = ["on", "nopass", "~*", "+@all", f"-{command}"]
+    client.execute_command("ACL", "SETUSER", "ann", "reset", *rights)  # type: ignore[no-untyped-call]
+    keys = [getattr(one, name) for one in (shop, moved_to) for name in ("index", "quarantine")]
+    keys.insert(2, f"{shop.stock_prefix}product-6")
+    keys.append(f"{moved_to.stock_prefix}product-6")
+    words = ["product-6", shop.reservation_prefix, moved_to.reservation_prefix, "product_id"]
+    ids = ["o0:product-6", "o1:product-6", "o4:product-6", "o5:product-6"]
+    url = f"{shared_server.url}?username=ann&password=any"
+    with redis.Redis.from_url(url, protocol=2) as ann, pytest.raises(redis.ResponseError):
+        ann.eval(scripts.load("reshard").text, 6, *keys, *words, *ids)
+    client.execute_command("ACL", "DELUSER", "ann")  # type: ignore[no-untyped-call]
+
+    assert before == contents(client)
+
+
+@pytest.mark.parametrize("client", ["server"], indirect=True)  # the fake one has no CLIENT TRACKING
+def test_where_nobody_would_hear_a_checkout_nothing_is_paused(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without CLIENT TRACKING a checkout that still writes would not be noticed, so it does not begin."""
+    fill(client)
+    before = contents(client)
+
+    def refused(*_: object) -> None:
+        raise redis.ResponseError("unknown subcommand 'TRACKING'")
+
+    monkeypatch.setattr("expirer.operate.survey.Feed", refused)
+    code, _, err = operate("reshard", "--to", "16", "--yes")
+
+    assert (1, before) == (code, contents(client))
+    assert "without CLIENT TRACKING: unknown subcommand 'TRACKING'" in err
+
+
+@pytest.mark.parametrize("client", ["server"], indirect=True)  # the fake one has no CLIENT TRACKING
+def test_the_end_of_a_retention_is_no_checkout(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reservation whose retention ends while it looks was written by nobody, and does not stop it."""
+    fill(client)
+    news = Survey.news
+
+    def expired_before(survey: Survey) -> Any:  # noqa: ANN401  # what news returns
+        client.pexpire("{inventory}:reservation:o3:product-6", 0)
+        return news(survey)
+
+    monkeypatch.setattr(Survey, "news", expired_before)
+
+    assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
+
+
+def test_a_lasting_pause_of_a_person_is_kept(operate: Operate, client: redis.Redis) -> None:
+    """Who paused, why and since when stays on the old shards, and is what the new ones say."""
+    fill(client)
+    own = control.pausing("ann@desk", "stocktaking", 1_795_469_461_999)
+    client.hset("{inventory}:control", mapping=own)  # type: ignore[arg-type]
+    before = client.hgetall("{inventory}:control")
+    code, out, _ = operate("reshard", "--to", "2", "--yes")
+
+    assert 0 == code
+    assert "paused by ann@desk" in out
+    assert [before] * 3 == [client.hgetall(f"{{inventory{shard}}}:control") for shard in ("", ":0", ":1")]
+
+
+def test_a_pause_that_ends_by_itself_is_replaced(operate: Operate, client: redis.Redis) -> None:
+    """A pause that could end in the middle of the move gives way to one that lasts."""
+    fill(client)
+    own = control.pausing("ann@desk", "lunch", 1_795_469_461_999, 4_102_444_800_000)
+    client.hset("{inventory}:control", mapping=own)  # type: ignore[arg-type]
+    operate("reshard", "--to", "2", "--yes")
+
+    assert [b"", b"reshard from 1 to 2"] == client.hmget("{inventory}:control", "until", "reason")
+
+
+@pytest.mark.parametrize("damaged", ["{inventory}:stats", "{inventory:0}:stats"])
+def test_a_damaged_total_costs_no_other(operate: Operate, client: redis.Redis, damaged: str) -> None:
+    """A total that is no number counts as none, on whichever side; all others are carried over."""
+    fill(client)
+    client.hset("{inventory:0}:stats", mapping={"expired": 2, "units": 3})
+    client.hset(damaged, "expired", "abc")
+    expected = {b"expired": b"2" if damaged == "{inventory}:stats" else b"5", b"units": b"12"}
+    operate("reshard", "--to", "4", "--yes")
+
+    assert expected == client.hgetall("{inventory:0}:stats")
+    assert not client.exists("{inventory}:stats")
+
+
+def test_an_interruption_says_how_things_stand(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops it with Ctrl-C reads that expiry stays paused, and what to do."""
+    fill(client)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reshard._Move, "_move_totals", interrupted)
+
+    assert (130, "expirer: interrupted; 40 products have moved, expiry stays paused: repeat this\n") == operate(
+        "reshard", "--to", "2", "--yes"
+    )[::2]
+
+
+def test_a_busy_server_is_waited_for(operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Redis is at work on a script nobody is told to shut it down, but to wait and repeat."""
+    fill(client)
+
+    def busy(*_: object) -> None:
+        raise redis.ResponseError("BUSY Redis is busy running a script. You can only call … SHUTDOWN NOSAVE.")
+
+    monkeypatch.setattr(reshard._Move, "_move_product", busy)
+    code, _, err = operate("reshard", "--to", "2", "--yes")
+
+    assert 1 == code
+    assert "wait until it answers again; expiry stays paused: repeat this" in err
+    assert "SHUTDOWN" not in err
+
+
+def test_a_name_like_a_shard_of_ours_is_no_shard(operate: Operate, client: redis.Redis) -> None:
+    """A number with a leading zero, or of thousands of digits, is somebody else's, and stays where it is."""
+    fill(client, 4)
+    strangers = [f"{{inventory:{number}}}:stock:mug" for number in ("03", "9" * 5000)]
+    for key in strangers:
+        client.hset(key, mapping={"available": 1, "reserved": 0})
+    code, _, err = operate("reshard", "--shards", "4", "--to", "2", "--yes")
+
+    assert (0, "", 2) == (code, err, client.exists(*strangers))
+    assert_conserved(client, 2)

@@ -18,10 +18,10 @@ def test_headers_tell_the_truth(name: str, kind: str) -> None:
     """The header of a script names exactly the keys and arguments that its body reads."""
     header, _, body = scripts.load(name).text.partition("\n\nlocal ")
     documented = re.findall(rf"^--   {kind}\[(\d+)\]  +\S", header, re.MULTILINE)
-    read = set(re.findall(rf"{kind}\[(\d+)\]|unpack\({kind}, (\d+)\)", body))
+    read = set(re.findall(rf"{kind}\[(\d+)\]|unpack\({kind}, (\d+)\)|= (\d+), #{kind}", body))
 
     assert [str(i + 1) for i in range(len(documented))] == documented
-    assert set(documented) == {first or second for first, second in read}
+    assert set(documented) == {"".join(number) for number in read}
     assert "-- Returns" in header
 
 

@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, replace
 from time import perf_counter
 from typing import Any
@@ -162,21 +162,25 @@ def _about_clock(client: Redis, settings: Settings) -> Remark:
 
 def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     wrong = False
-    for client, keys in zip(servers.shards, shards, strict=True):
-        names = [(getattr(keys, name), wanted) for name, wanted in _TYPES.items()]
+    for finding in wrong_types(zip(servers.shards, shards, strict=True)):
+        wrong = True
+        way_out = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
+        yield Remark("failure", "keys", finding, way_out)
+    if not wrong:
+        yield Remark("ok", "keys", "each is free, or of its type")
+
+
+def wrong_types(shards: Iterable[tuple[Redis, ShardKeys]], wanted: Iterable[str] = tuple(_TYPES)) -> Iterator[str]:
+    """Yield what the keys hold that belong to something else."""
+    for client, keys in shards:
+        names = [(getattr(keys, name), _TYPES[name]) for name in wanted]
         with client.pipeline(transaction=False) as pipe:
             for name, _ in names:
                 pipe.type(name)
             types = pipe.execute()
-        for (name, wanted), found in zip(names, map(readable, types), strict=True):
-            if found in (wanted, "none"):
-                continue
-            wrong = True
-            finding = f"{name} holds a {found} where a {wanted} belongs"
-            way_out = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
-            yield Remark("failure", "keys", finding, way_out)
-    if not wrong:
-        yield Remark("ok", "keys", "each is free, or of its type")
+        for (name, type_), found in zip(names, map(readable, types), strict=True):
+            if found not in (type_, "none"):
+                yield f"{name} holds a {found} where a {type_} belongs"
 
 
 def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:

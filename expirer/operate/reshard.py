@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from redis import Redis
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 from tqdm import tqdm
 
 from expirer import control, scripts
 from expirer.connect import Servers
 from expirer.control import Control
 from expirer.environment import variable
-from expirer.keys import ShardKeys, shard_keys, shard_of
+from expirer.errors import explain, location
+from expirer.keys import ShardKeys
 from expirer.operate.audit import audit
+from expirer.operate.check import wrong_types
+from expirer.operate.places import MOST_SHARDS, Ids, Places, Trouble
 from expirer.operate.server import redis_or_say, server_now
-from expirer.operate.survey import Survey, pack, unpacked
-from expirer.operate.terminal import confirms, shown, who
+from expirer.operate.survey import integer, sliced, unpacked
+from expirer.operate.terminal import confirms, shown, shown_pause, who
 from expirer.settings import ConfigurationError, Settings
 from expirer.texts import readable
 
-_MOST_SHARDS = 1024
-_IDS_AT_ONCE = 1000
-_LIST_LASTS_MS = 60 * 60 * 1000
-"""A list that an interruption left behind goes by itself."""
+_KEYS = ("index", "quarantine", "control", "stats", "operations")
+_NOBODY = b"\0"
+"""A name that nothing has, to try a right without effect."""
+_PATIENCE_S = 120
+"""For a script that moves very many reservations; whoever gave up on it would not know how it ended."""
+_MOST_HELD = 1_000_000
+"""Ids for one script: up to 7.0 Redis takes no command of many more words."""
+_ENDED_AT_ONCE = 1000
 _MOST_WALKS = 3
 _OPERATIONS = 10_000
-
-
-class _Trouble(Exception):  # noqa: N818  # it is said in one line, and ends the move between two products
-    """The move cannot go on; what was moved is whole, and so is what was not."""
 
 
 def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO | None = None) -> int:
@@ -50,15 +51,21 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
     with redis_or_say(settings) as servers:
         move = _Move(servers, settings, target)
         try:
-            if not is_sure and not confirms(move.question(), answers):
-                sys.stdout.flush()
-                sys.stderr.write("expirer: nothing was changed; stop the checkouts, then repeat this with --yes\n")
-                return 1
-            move.run()
-        except _Trouble as trouble:
-            sys.stderr.write(f"expirer: {trouble}\n")
+            if move.is_needed():
+                if not is_sure and not confirms(move.question(), answers):
+                    sys.stdout.flush()
+                    sys.stderr.write("expirer: nothing was changed; stop the checkouts, then repeat this with --yes\n")
+                    return 1
+                move.run()
+        except KeyboardInterrupt:
+            sys.stderr.write(f"expirer: interrupted{move.state()}\n")
+            raise
+        except (Trouble, RedisError) as error:
+            sys.stderr.write(f"expirer: {_told(error, settings)}{move.state()}\n")
             return 1
-        return audit(target, None, as_json=False) or move.say_what_is_next()
+        code = audit(target, None, as_json=False)
+        move.say_what_is_next(is_sound=code == 0)
+        return code
     return 1
 
 
@@ -67,24 +74,41 @@ def _checked(settings: Settings, shards: int) -> Settings:
         raise ConfigurationError(["reshard moves the project's own layout; names of your own belong to one shard"])
     if settings.redis_cluster:
         raise ConfigurationError(["reshard works on one server: in a Cluster no script reaches two hash tags"])
-    if not 1 <= shards <= _MOST_SHARDS:
-        raise ConfigurationError([f"--to {shards}: the number of shards is 1 to {_MOST_SHARDS}"])
+    if not 1 <= shards <= MOST_SHARDS:
+        raise ConfigurationError([f"--to {shards}: the number of shards is 1 to {MOST_SHARDS}"])
     if shards == settings.shards:
         raise ConfigurationError([f"--to {shards}: {variable('shards')} is {shards} already"])
     return settings.model_copy(update={"shards": shards})
 
 
+def _told(error: Trouble | RedisError, settings: Settings) -> str:
+    if isinstance(error, Trouble):
+        return str(error)
+    if isinstance(error, WatchError):
+        return "somebody has written the control key or the totals meanwhile; look, then repeat this"
+    if str(error).startswith(("BUSY", "Timeout reading")):
+        return f"{location(settings)}: it is at work on a script, and will finish it: wait until it answers again"
+    return f"{location(settings)}: {shown(explain(error, settings))}"
+
+
 class _Move:
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
-        self._servers = servers
         self._client: Redis = servers.shards[0]
-        # A product is moved by one script, however many its reservations are, and its answer is waited for.
-        self._client.connection_pool.connection_kwargs["socket_timeout"] = None
+        self._client.connection_pool.connection_kwargs["socket_timeout"] = _PATIENCE_S
         self._settings = settings
-        self._old, self._new = shard_keys(settings), shard_keys(target)
-        self._script = self._client.register_script(scripts.load("reshard").text)
-        self._by = who()
+        self._places = Places(servers, settings, target)
+        self._old, self._new = self._places.old, self._places.new
+        kept = {keys.stats for keys in self._new}
+        self._left_stats = [keys.stats for keys in self._old if keys.stats not in kept]
+        self._script = scripts.load("reshard")
+        self._is_paused = False
         self._products = self._reservations = 0
+
+    def is_needed(self) -> bool:
+        """Say whether anything is to be moved; raise Trouble where it could not be, or not safely."""
+        self._places.require_known()
+        has_totals = bool(self._left_stats) and bool(self._client.exists(*self._left_stats))
+        return self._places.is_anything_misplaced() or has_totals
 
     def question(self) -> str:
         """Say what is about to happen."""
@@ -95,111 +119,146 @@ class _Move:
         )
 
     def run(self) -> None:
-        """Pause, then move until nothing is left to move; raise _Trouble where it cannot go on."""
+        """Pause, then move until nothing is left to move; raise Trouble where it cannot go on."""
+        self._try_rights()
         self._pause()
         for _ in range(_MOST_WALKS):
-            found = self._look()
+            found = self._places.look()
             if not found:
                 self._move_totals()
+                self._places.require_known(is_moved=True)
                 return
-            products = sorted(found, key=lambda place: (place[0], place[1]))
-            for number, product_id in tqdm(products, "moving", unit=" products", disable=None, leave=False):
-                self._move(number, product_id, found[number, product_id])
-        raise _Trouble("somebody goes on writing reservations where they were; stop the checkouts, then repeat this")
+            for number, product_id in tqdm(sorted(found), "moving", unit=" products", disable=None, leave=False):
+                self._move_product(self._old[number], product_id, found[number, product_id])
+        raise Trouble("somebody goes on writing reservations where they were: stop the checkouts")
 
-    def say_what_is_next(self) -> int:
-        """Say what was done, and what a person does next; return 0."""
+    def state(self) -> str:
+        """Say, after what has gone wrong, how things stand and what a person does next."""
+        if not self._is_paused:
+            return ""
+        moved = f"{self._products:,} products have moved, " if self._products else ""
+        way_back = "" if self._products or self._places.is_begun else ", or expirer resume"
+        return f"; {moved}expiry stays paused: repeat this{way_back}"
+
+    def say_what_is_next(self, *, is_sound: bool) -> None:
+        """Say what was done, and what a person does next."""
         variables = f"{variable('shards')}={len(self._new)}"
-        sys.stdout.write(
-            f"{self._products:,} products with {self._reservations:,} reservations moved; expiry is paused."
-            f" Start the checkouts and the sidecar with {variables}, then: {variables} expirer resume\n"
-        )
-        return 0
+        pause = Control.read(self._client.hmget(self._new[0].control, control.FIELDS)).pause  # type: ignore[arg-type]
+        moved = f"{self._products:,} products with {self._reservations:,} reservations moved"
+        if not self._products and not self._reservations:
+            moved = "nothing was to be moved"
+        steps = [f"start the checkouts and the sidecar with {variables}"]
+        if not is_sound:
+            steps.insert(0, f"see what the audit found, and mend it: {variables} expirer audit --repair")
+        if pause is not None:
+            moved += f"; expiry is paused {shown_pause(pause)}"
+            steps.append(f"{variables} expirer resume")
+        sys.stdout.write(f"{moved}\nnext: {', then: '.join(steps)}\n")
+
+    def _try_rights(self) -> None:
+        """Use each command on the keys of each shard without effect: what is refused is refused before the pause."""
+        shards = tuple(dict.fromkeys((*self._old, *self._new)))
+        for trouble in wrong_types([(self._client, keys) for keys in shards], _KEYS):
+            raise Trouble(trouble)
+        self._client.script_load(self._script.text)
+        for number in range(max(len(self._old), len(self._new))):
+            old, new = self._old[number % len(self._old)], self._new[number % len(self._new)]
+            self._call(self._client, old, new, _NOBODY, [_NOBODY])
+            self._client.zscan(old.index)
+            self._client.hscan(old.quarantine)
+            self._client.pttl(old.control)
+        with self._client.pipeline() as pipe:
+            for name in (self._new[0].stats, *self._left_stats):
+                pipe.hgetall(name)
+                pipe.hdel(name, _NOBODY)
+            pipe.execute()
 
     def _pause(self) -> None:
-        reason = f"reshard from {len(self._old)} to {len(self._new)}"
-        for keys in dict.fromkeys((*self._old, *self._new)):
-            fields = control.pausing(self._by, reason, server_now(self._client, self._settings))
-            self._client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
+        """Pause every shard, old and new, all or none.
 
-    def _look(self) -> dict[tuple[int, bytes], bytearray]:
-        """Return (shard, product) -> ids of its reservations, for what is not where it will be; no product: b""."""
-        found: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
-        with closing(Survey(self._servers, self._settings)) as survey:
-            total = 2 * survey.size()
-            with tqdm(total=total, desc="looking", unit=" keys", unit_scale=True, disable=None, leave=False) as bar:
-                for number, row in survey.walk(bar.update):
-                    if not self._stays(number, row.product_id):
-                        pack(found[number, row.product_id], row.id)
-                for number, product_id in survey.products(bar.update):
-                    if not self._stays(number, product_id):
-                        found[number, product_id] += b""
-            written = [row.id for _, row in survey.news()]
-        if written:
-            what = f"{shown(readable(written[0]))} was written just now"
-            raise _Trouble(f"{what}: stop the checkouts first, then repeat this; expiry stays paused meanwhile")
-        return dict(found)
+        A pause of somebody else that lasts stays as it is, and is what the new shards get: who resumes them reads it.
+        """
+        now = server_now(self._client, self._settings)
+        fields = control.pausing(who(), f"reshard from {len(self._old)} to {len(self._new)}", now)
+        record: Any = {"operation": "reshard", "by": fields["by"], "from": len(self._old), "to": len(self._new)}
+        with self._client.pipeline() as transaction:
+            pipe: Any = transaction
+            pipe.watch(*(keys.control for keys in self._old))
+            held = set()
+            for keys in self._old:
+                pause = Control.read(pipe.hmget(keys.control, control.FIELDS)).pause
+                if pause is not None and pause.until is None:
+                    held.add(keys)
+                    fields = control.pausing(pause.by, pause.reason, pause.since or now)
+            pipe.multi()
+            for keys in dict.fromkeys((*self._old, *self._new)):
+                if keys not in held:
+                    pipe.hset(keys.control, mapping=fields)
+            pipe.xadd(self._new[0].operations, record, maxlen=_OPERATIONS, approximate=True)
+            self._is_paused = True  # also where the answer is lost
+            try:
+                pipe.execute()
+            except ResponseError:
+                self._is_paused = False
+                raise
 
-    def _stays(self, number: int, product_id: bytes) -> bool:
-        return self._old[number].index == self._home(product_id).index
+    def _move_product(self, old: ShardKeys, product_id: bytes, ids: Ids) -> None:
+        """Move its counters with the reservations that they depend on in one step, then the others in slices.
 
-    def _home(self, product_id: bytes) -> ShardKeys:
-        """Return the shard of a product; what has none lives on the first."""
-        return self._new[shard_of(product_id, len(self._new)) if product_id else 0]
+        In this order a checkout that nobody stopped meets what has ended for as long as it meets the product: it
+        never takes an order again that was confirmed.
+        """
+        held = dict.fromkeys(unpacked(ids.held))
+        if len(held) > _MOST_HELD:
+            what = f"{shown(readable(product_id))} has {len(held):,} Active reservations"
+            raise Trouble(f"{what}, more than the {_MOST_HELD:,} that move in one step: let some of them end first")
+        self._move(old, product_id, held)
+        for some in sliced((id_ for id_ in dict.fromkeys(unpacked(ids.ended)) if id_ not in held), _ENDED_AT_ONCE):
+            self._move(old, product_id, some)
+        self._products += bool(product_id)
 
-    def _move(self, number: int, product_id: bytes, packed: bytearray) -> None:
-        old, new = self._old[number], self._home(product_id)
-        moving: Any = f"{new.operations}:moving"
-        ids = dict.fromkeys(unpacked(packed))
-        self._write_list(moving, iter(ids))
-        keys = (
-            *(old.index, old.quarantine, old.stock_prefix.encode() + product_id),
-            *(new.index, new.quarantine, new.stock_prefix.encode() + product_id, moving),
-        )
-        words = (product_id, old.reservation_prefix, new.reservation_prefix, self._settings.field_product_id)
+    def _move(self, old: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> None:
+        new = self._places.home(product_id)
         with self._client.pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(old.control, new.control)
             hands = (Control.read(pipe.hmget(one.control, control.FIELDS)) for one in (old, new))
-            if any(hand.pause is None for hand in hands):
-                raise _Trouble("somebody has resumed expiry; repeat this when it may be paused again")
+            if any(hand.pause is None or hand.pause.until is not None for hand in hands):
+                self._is_paused = False
+                raise Trouble("somebody has resumed expiry, or lets it go on by itself; repeat this when it may rest")
             pipe.multi()
-            self._script(keys=keys, args=words, client=pipe)
-            try:
-                ((code, what),) = pipe.execute()
-            except WatchError:
-                raise _Trouble("somebody has written the control key meanwhile; look, then repeat this") from None
+            self._call(pipe, old, new, product_id, ids)
+            ((code, what),) = pipe.execute()
         if code == b"occupied":
-            raise _Trouble(f"{shown(readable(what))} exists already, so {shown(readable(product_id))} was not moved")
+            name = shown(readable(product_id)) or "what has no product"
+            raise Trouble(f"{shown(readable(what))} exists already, in the way of {name}: see which of both is right")
         if code == b"different":
-            raise _Trouble(f"{shown(readable(what))} has changed its product meanwhile: stop the checkouts first")
-        self._products += bool(product_id)
+            raise Trouble(f"{shown(readable(what))} has changed its product meanwhile: stop the checkouts first")
         self._reservations += int(what)
 
-    def _write_list(self, moving: Any, ids: Iterator[bytes]) -> None:  # noqa: ANN401  # bytes or text, as redis-py takes both
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.delete(moving)
-            while some := list(islice(ids, _IDS_AT_ONCE)):
-                pipe.rpush(moving, *some)
-            pipe.pexpire(moving, _LIST_LASTS_MS)
-            pipe.execute()
+    def _call(self, client: Any, old: ShardKeys, new: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> None:  # noqa: ANN401  # or a pipeline of it
+        keys = (
+            *(old.index, old.quarantine, old.stock_prefix.encode() + product_id),
+            *(new.index, new.quarantine, new.stock_prefix.encode() + product_id),
+        )
+        words = (product_id, old.reservation_prefix, new.reservation_prefix, self._settings.field_product_id)
+        client.evalsha(self._script.sha, len(keys), *keys, *words, *ids)
 
     def _move_totals(self) -> None:
-        """Add the totals of the shards that are no more to the first one's, and leave a record there."""
-        first = self._new[0]
-        kept = {keys.stats for keys in self._new}
-        for keys in self._old:
-            if keys.stats in kept:
-                continue
-            with self._client.pipeline() as transaction:
-                pipe: Any = transaction
-                pipe.watch(keys.stats)
-                totals: Any = pipe.hgetall(keys.stats)
-                pipe.multi()
-                for name, total in totals.items():
-                    if total.isdigit() and name != b"rate_until":
-                        pipe.hincrby(first.stats, name, int(total))
-                pipe.delete(keys.stats)
-                pipe.execute()
-        record: Any = {"operation": "reshard", "by": self._by, "from": len(self._old), "to": len(self._new)}
-        self._client.xadd(first.operations, record, maxlen=_OPERATIONS, approximate=True)
+        """Add the totals of the shards that are no more to the first one's; one that is damaged counts as none."""
+        first = self._new[0].stats
+        with self._client.pipeline() as transaction:
+            pipe: Any = transaction
+            pipe.watch(first, *self._left_stats)
+            left: dict[str, dict[bytes, bytes]] = {name: pipe.hgetall(name) for name in self._left_stats}
+            sums: Counter[bytes] = Counter()
+            for totals in (pipe.hgetall(first), *left.values()):
+                numbers = {name: integer(total, least=0) for name, total in totals.items() if name != b"rate_until"}
+                sums.update({name: number for name, number in numbers.items() if number is not None})
+            pipe.multi()
+            if sums:
+                pipe.hset(first, mapping=sums)
+            for name, totals in left.items():
+                if totals:
+                    pipe.hdel(name, *totals)
+            pipe.execute()

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from expirer import scripts
@@ -73,7 +74,8 @@ class Survey:
         self._known: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
         self._examine = servers.shards[0].register_script(scripts.load("examine").text)
         self._prefixes = [keys.reservation_prefix.encode() for keys in self.shards]
-        self._tag = re.compile(re.escape(f"{{{settings.namespace}:".encode()) + rb"(\d+)\}:(?:reservation|stock):")
+        namespace = re.escape(settings.namespace.encode())
+        self._tag = re.compile(rb"\{%s:(0|[1-9]\d{0,3})\}:(?:reservation|stock):" % namespace)
         common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
         self._feeds: list[Feed] = []
         try:
@@ -114,7 +116,7 @@ class Survey:
         for shard, (keys, prefix) in enumerate(zip(self.shards, self._prefixes, strict=True)):
             client = self.servers.shards[shard]
             entries: Any = client.zscan_iter(keys.index, count=_COUNT)
-            for ids in _sliced((id_ for id_, _ in entries), _SLICE):
+            for ids in sliced((id_ for id_, _ in entries), _SLICE):
                 places = [(shard, id_) for id_ in ids]
                 names: list[Any] = [prefix + id_ for id_ in ids]
                 if not prefix:
@@ -141,7 +143,7 @@ class Survey:
             settings.field_expires_at,
             settings.status_active,
         )
-        for some in _sliced(ids, _URGENT_SLICE if is_urgent else _SLICE):
+        for some in sliced(ids, _URGENT_SLICE if is_urgent else _SLICE):
             look = partial(self._examine, [keys.index, keys.quarantine], [*words, *some], self.servers.shards[number])
             fields: Any = look() if is_urgent else _paced(look)
             for id_, row in zip(some, zip(*[iter(fields)] * 9, strict=True), strict=True):
@@ -165,8 +167,8 @@ class Survey:
         for keys in self._scan("stock", prefixes, tell):
             for key in keys:
                 number = self._shard(key)
-                if not 0 <= number < len(self._prefixes):
-                    continue  # of an inventory with other shards
+                if not 0 <= number < len(prefixes) or not key.startswith(prefixes[number]):
+                    continue  # of an inventory with other shards, or a stranger's
                 is_other = key in fixed or (self._prefixes[number] and key.startswith(self._prefixes[number]))
                 product = (number, key[len(prefixes[number]) :])
                 if not is_other and product not in seen:
@@ -194,14 +196,10 @@ class Survey:
         return bool(is_placed or row.status != self.settings.status_active or row.product_id or row.quantity)
 
     def _scan(self, what: str, prefixes: list[bytes], tell: Callable[[int], object]) -> Iterator[list[bytes]]:
-        single = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefixes[0])
-        pattern: Any = single if len(prefixes) == 1 else f"{{{self.settings.namespace}:*}}:{what}:".encode()
+        every = b"{%s:*}:%s:" % (literal(self.settings.namespace.encode()), what.encode())
+        pattern = literal(prefixes[0]) if len(prefixes) == 1 else every
         for client in self.servers.each().values():
-            cursor = None
-            while cursor != 0:
-                cursor, keys = _paced(partial(client.scan, cursor or 0, match=pattern + b"*", count=_COUNT))
-                tell(_COUNT)
-                yield keys
+            yield from scan(client, pattern + b"*", tell)
 
     def _located(self, keys: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         for key in keys:
@@ -214,6 +212,21 @@ class Survey:
             return 0
         match = self._tag.match(key)
         return int(match[1]) if match else -1
+
+
+def scan(client: Redis, pattern: bytes, tell: Callable[[int], object]) -> Iterator[list[bytes]]:
+    """Yield the names of keys in small slices, maybe some twice; `tell` is called with the number walked over."""
+    cursor = None
+    while cursor != 0:
+        step = partial(client.scan, cursor or 0, match=pattern, count=_COUNT)
+        cursor, keys = _paced(step)
+        tell(_COUNT)
+        yield keys
+
+
+def literal(text: bytes) -> bytes:
+    """Return the pattern that only this text matches."""
+    return re.sub(rb"([\\*?\[\]])", rb"\\\1", text)
 
 
 def _row(id_: bytes, *fields: bytes) -> Row:
@@ -246,7 +259,8 @@ def _paced(step: Callable[[], Any]) -> Any:  # noqa: ANN401  # what the step ret
     return result
 
 
-def _sliced(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+def sliced(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Yield the items, so many at once."""
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some
