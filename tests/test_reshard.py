@@ -527,3 +527,19 @@ def test_a_name_like_a_shard_of_ours_is_no_shard(operate: Operate, client: redis
 
     assert (0, "", 2) == (code, err, client.exists(*strangers))
     assert_conserved(client, 2)
+
+
+def test_a_product_of_too_many_is_refused(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product with more Active reservations than one script moves stays whole, and is named."""
+    monkeypatch.setattr(reshard, "_MOST_HELD", 2)
+    shops(client, 1)[0].stock("mug", 100)
+    checkout = Reservations(client)
+    for order in ("o1", "o2", "o3"):
+        checkout.reserve(order, "mug", 1)
+    code, _, err = operate("reshard", "--to", "2", "--yes")
+
+    assert (1, 0) == (code, moved(client))
+    assert "mug has 3 Active reservations, more than the 2 that move in one step" in err
+    shops(client, 1)[0].assert_conserved({"mug": 100})
