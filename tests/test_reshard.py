@@ -356,7 +356,7 @@ def test_ended_reservations_move_in_slices(
     monkeypatch.setattr(reshard._Move, "_move", stopped_after_two)
     code, _, err = operate("reshard", "--to", "2", "--yes")
     assert (1, [3, 13]) == (code, sizes)
-    assert "the network fails; expiry stays paused: repeat this, or expirer resume" in err
+    assert err.endswith("the network fails; expiry stays paused: repeat this\n")
     assert_conserved_mug(client)
     monkeypatch.setattr(reshard._Move, "_move", move)
 
@@ -479,6 +479,29 @@ def test_an_interruption_says_how_things_stand(
     )[::2]
 
 
+def test_a_lost_connection_is_no_conflict(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the server goes away under way the line says so, and that the move may have begun."""
+    with own_server.client() as client:
+        fill(client)
+    call = reshard._Move._call
+
+    def unanswered(move: Any, client: Any, *arguments: Any) -> None:  # noqa: ANN401  # what it takes
+        call(move, client, *arguments)
+        if isinstance(client, redis.client.Pipeline):
+            own_server.stop()
+
+    monkeypatch.setattr(reshard._Move, "_call", unanswered)
+    code = cli.main(["reshard", "--to", "2", "--yes", "--redis-url", own_server.url])
+    err = capsys.readouterr().err
+
+    assert 1 == code
+    assert err.startswith(f"expirer: {own_server.url}: ")
+    assert "onnection" in err
+    assert err.endswith("; expiry stays paused: repeat this\n")
+
+
 def test_a_busy_server_is_waited_for(operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Redis is at work on a script nobody is told to shut it down, but to wait and repeat."""
     fill(client)
@@ -504,3 +527,19 @@ def test_a_name_like_a_shard_of_ours_is_no_shard(operate: Operate, client: redis
 
     assert (0, "", 2) == (code, err, client.exists(*strangers))
     assert_conserved(client, 2)
+
+
+def test_a_product_of_too_many_is_refused(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product with more Active reservations than one script moves stays whole, and is named."""
+    monkeypatch.setattr(reshard, "_MOST_HELD", 2)
+    shops(client, 1)[0].stock("mug", 100)
+    checkout = Reservations(client)
+    for order in ("o1", "o2", "o3"):
+        checkout.reserve(order, "mug", 1)
+    code, _, err = operate("reshard", "--to", "2", "--yes")
+
+    assert (1, 0) == (code, moved(client))
+    assert "mug has 3 Active reservations, more than the 2 that move in one step" in err
+    shops(client, 1)[0].assert_conserved({"mug": 100})

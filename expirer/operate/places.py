@@ -42,7 +42,7 @@ class Places:
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
         self.old, self.new = shard_keys(settings), shard_keys(target)
         self.is_begun = False
-        """Whether something was found on a shard that only the new number has."""
+        """Whether something may be on a shard that only the new number has."""
         self._servers = servers
         self._settings = settings
 

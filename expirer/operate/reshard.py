@@ -85,7 +85,9 @@ def _told(error: Trouble | RedisError, settings: Settings) -> str:
     if isinstance(error, Trouble):
         return str(error)
     if isinstance(error, WatchError):
-        return "somebody has written the control key or the totals meanwhile; look, then repeat this"
+        if not isinstance(error.__context__, RedisError):
+            return "somebody has written the control key or the totals meanwhile: look who"
+        error = error.__context__  # a connection that was lost under a WATCH is told by redis-py in the same way
     if str(error).startswith(("BUSY", "Timeout reading")):
         return f"{location(settings)}: it is at work on a script, and will finish it: wait until it answers again"
     return f"{location(settings)}: {shown(explain(error, settings))}"
@@ -137,7 +139,7 @@ class _Move:
         if not self._is_paused:
             return ""
         moved = f"{self._products:,} products have moved, " if self._products else ""
-        way_back = "" if self._products or self._places.is_begun else ", or expirer resume"
+        way_back = "" if self._places.is_begun else ", or expirer resume"
         return f"; {moved}expiry stays paused: repeat this{way_back}"
 
     def say_what_is_next(self, *, is_sound: bool) -> None:
@@ -208,6 +210,7 @@ class _Move:
         In this order a checkout that nobody stopped meets what has ended for as long as it meets the product: it
         never takes an order again that was confirmed.
         """
+        self._places.is_begun = True
         held = dict.fromkeys(unpacked(ids.held))
         if len(held) > _MOST_HELD:
             what = f"{shown(readable(product_id))} has {len(held):,} Active reservations"
