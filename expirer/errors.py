@@ -66,8 +66,7 @@ def said(error: Exception, settings: Settings) -> str:
     if unserved := re.search(r"serves slot (\d+)$", text):
         numbers = [str(number) for number, keys in enumerate(shard_keys(settings)) if slot_of(keys) == int(unserved[1])]
         text = f"{text}, that of shard {', '.join(numbers)}"
-    server = _server(error, text, settings)
-    return redact(f"{server}: {text}" if server else text, settings)
+    return redact(": ".join(filter(None, (_server(error, text, settings), text))), settings)
 
 
 def _server(error: Exception, text: str, settings: Settings) -> str:

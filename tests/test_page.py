@@ -427,8 +427,8 @@ def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(Servers.one(fakeredis.FakeRedis(), settings), settings, "w")
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
-        (redis.ConnectionError("no hunter2"), "no ***"),
-        (redis.TimeoutError(), "TimeoutError: "),
+        (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
+        (redis.TimeoutError(), "TimeoutError: redis://redis:6379/0"),
     ):
         monkeypatch.setattr("expirer.operate.picture.Camera.take", _raising(failure))
         watch.look()
