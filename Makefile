@@ -18,7 +18,7 @@ demo-monitoring: $(VENV)/.test
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
 	$(BIN)/python tests/tools.py
-	$(BIN)/pytest --numprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses 6 --dist loadfile
 
 # Some of it, again as it was: make torture ONLY=kills,soak SEED=7 MINUTES=5
 torture: $(VENV)/.test
