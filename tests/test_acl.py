@@ -20,6 +20,7 @@ from tests.acl import (
     DUTIES,
     OF_A_TOPOLOGY,
     PASSWORD,
+    PAST,
     RULES,
     TEXT,
     Desk,
@@ -212,9 +213,8 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         assert shop.status("o5:mug") == "Active"
         assert [] == mender.complaints("resume")
         wait_until(lambda: shop.status("o5:mug") == "Expired")
-        admin.hset(shop.keys.reservation_prefix + "o4:mug", "quantity", "three")
-        admin.zadd(shop.keys.index, {"o4:mug": 1_700_000_000_000})
-        admin.hset(shop.keys.reservation_prefix + "o4:mug", "expires_at", 1_700_000_000_000)
+        admin.hset(shop.keys.reservation_prefix + "o4:mug", mapping={"quantity": "three", "expires_at": PAST})
+        admin.zadd(shop.keys.index, {"o4:mug": PAST})
         admin.publish(shop.keys.wake, "1")
         wait_until(shop.quarantine)
         assert [] == mender.complaints("quarantine", "release", "o4:mug", "--quantity", "3")
