@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis.exceptions import ConnectionError as NoConnection
@@ -16,6 +17,7 @@ from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import SERVICE, Replicated
 from tests.conftest import Log
+from tests.program import DEADLINE_S
 
 GREETED = b"+OK\r\n" * 3
 """What a connection says first is answered."""
@@ -81,6 +83,41 @@ def test_a_question_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(str(raised.value).partition(": ")[0])
 
     assert ["127.0.0.1:1", "127.0.0.1:2"] == asked
+
+
+class Door:
+    """A lock, and whether somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_awaited = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_who_waited_takes_the_failure_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no node answers, shards that waited meanwhile ask none again: sixteen would wait sixteen times as long."""
+    cluster, door = Cluster([("127.0.0.1", 1)], {"protocol": 2}), Door()
+    asked = []
+
+    def fail_once_awaited(_: object) -> Iterator[object]:
+        asked.append(1)
+        assert door.is_awaited.wait(DEADLINE_S)
+        raise NoConnection("nobody answers")
+
+    monkeypatch.setattr(cluster, "_lock", door)
+    monkeypatch.setattr(directory._Directory, "ask", fail_once_awaited)
+    with ThreadPoolExecutor() as threads:
+        questions = [threads.submit(cluster.primary, slot) for slot in (1, 2)]
+
+    assert ["nobody answers"] * 2 == [str(question.exception()) for question in questions]
+    assert 1 == len(asked)
 
 
 class Slow(Sentinels):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from redis.exceptions import MovedError
 
@@ -21,15 +18,6 @@ from tests.program import wait_until
 from tests.servers import RedisServer, free_port
 
 
-@pytest.fixture
-def port(server_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
-    """Run a server of its own that listens on a port."""
-    server = RedisServer(server_binary, tmp_path, port=free_port())
-    server.start()
-    yield server
-    server.stop()
-
-
 def told(log: Log, **settings: object) -> list[str]:
     """Tick once; return what the log says of the errors."""
     chosen = Settings(**settings)  # type: ignore[arg-type]  # each is of its type
@@ -40,27 +28,27 @@ def told(log: Log, **settings: object) -> list[str]:
 
 @pytest.mark.parametrize("verb", ["status", "check", "pending"])
 def test_a_time_out_names_the_server(
-    port: RedisServer, log: Log, capsys: pytest.CaptureFixture[str], verb: str
+    own_server: RedisServer, log: Log, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     """A server that hangs is named, in the log and once in the line of a verb."""
-    url = f"redis://127.0.0.1:{port.port}/0"
-    with hung(port):
+    url = f"redis://127.0.0.1:{own_server.port}/0"
+    with hung(own_server):
         [message] = told(log, redis_url=f"{url}?socket_timeout=0.3")
         code = cli.main([verb, "--redis-url", f"{url}?socket_timeout=0.3"])
 
     line = capsys.readouterr().err
-    assert f"127.0.0.1:{port.port}" in message
+    assert f"127.0.0.1:{own_server.port}" in message
     assert (1, f"expirer: {url}: Timeout") == (code, line[: len(f"expirer: {url}: Timeout")])
     assert 1 == line.count("\n")
 
 
-def test_wrong_credentials_name_the_server_and_where_they_stand(port: RedisServer, log: Log) -> None:
+def test_wrong_credentials_name_the_server_and_where_they_stand(own_server: RedisServer, log: Log) -> None:
     """A wrong password is said of which server, and by which setting it is mended."""
-    port.client().config_set("requirepass", "hunter2")
+    own_server.client().config_set("requirepass", "hunter2")
 
-    [message] = told(log, redis_url=f"redis://:hunter3@127.0.0.1:{port.port}")
+    [message] = told(log, redis_url=f"redis://:hunter3@127.0.0.1:{own_server.port}")
 
-    assert message.startswith(f"redis://127.0.0.1:{port.port}: ")
+    assert message.startswith(f"redis://127.0.0.1:{own_server.port}: ")
     assert message.endswith("look at the credentials in EXPIRER_REDIS_URL and EXPIRER_REDIS_PASSWORD_FILE")
     assert "hunter" not in message
 

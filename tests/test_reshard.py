@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -187,19 +187,24 @@ def moved(client: redis.Redis) -> int:
     return sum(1 for _ in client.scan_iter(match="{inventory:*}:stock:*", count=1000))
 
 
+def while_it_looks(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let somebody act before it asks what was written meanwhile."""
+    news = Survey.news
+
+    def after_it(survey: Survey) -> Any:  # noqa: ANN401  # what news returns
+        act()
+        return news(survey)
+
+    monkeypatch.setattr(Survey, "news", after_it)
+
+
 @pytest.mark.parametrize("client", ["server"], indirect=True)  # the fake one has no CLIENT TRACKING
 def test_beside_a_checkout_nothing_moves(
     operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a reservation is written while it looks, it stops before it moves, and says what was written."""
     fill(client)
-    news = Survey.news
-
-    def written_before(survey: Survey) -> Any:  # noqa: ANN401  # what news returns
-        client.hset("{inventory}:reservation:o0:product-6", "quantity", 1)
-        return news(survey)
-
-    monkeypatch.setattr(Survey, "news", written_before)
+    while_it_looks(monkeypatch, lambda: client.hset("{inventory}:reservation:o0:product-6", "quantity", 1))
     code, _, err = operate("reshard", "--to", "16", "--yes")
 
     assert (1, 0) == (code, moved(client))
@@ -416,13 +421,7 @@ def test_the_end_of_a_retention_is_no_checkout(
 ) -> None:
     """A reservation whose retention ends while it looks was written by nobody, and does not stop it."""
     fill(client)
-    news = Survey.news
-
-    def expired_before(survey: Survey) -> Any:  # noqa: ANN401  # what news returns
-        client.pexpire("{inventory}:reservation:o3:product-6", 0)
-        return news(survey)
-
-    monkeypatch.setattr(Survey, "news", expired_before)
+    while_it_looks(monkeypatch, lambda: client.pexpire("{inventory}:reservation:o3:product-6", 0))
 
     assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
 

@@ -46,11 +46,11 @@ def refused_keys(servers: Servers, settings: Settings) -> list[str]:
     Nothing where EXISTS is refused, or Redis is away.
     """
     for client, keys in zip(servers.shards, shard_keys(settings), strict=True):
-        names = {name: name for name in (keys.index, keys.events, keys.quarantine, keys.control, keys.stats)}
-        names |= {name: name for name in (keys.workers, keys.about)}
-        names |= {prefix: f"{prefix}*" for prefix in (keys.reservation_prefix, keys.stock_prefix)}
+        whole = (keys.index, keys.events, keys.quarantine, keys.control, keys.stats, keys.workers, keys.about)
+        patterns = {name: name for name in whole}
+        patterns |= {prefix: f"{prefix}*" for prefix in (keys.reservation_prefix, keys.stock_prefix)}
         try:
-            if refused := [pattern for name, pattern in names.items() if _is_refused(client, name)]:
+            if refused := [pattern for name, pattern in patterns.items() if _is_refused(client, name)]:
                 return refused
         except (RedisError, OSError):
             return []

@@ -61,8 +61,8 @@ def check(settings: Settings, *, as_json: bool) -> int:
             if as_json:
                 line = json.dumps({**asdict(remark), "finding": finding})
             else:
-                way_out = f"; {shown(remark.way_out)}" if remark.way_out else ""
-                line = f"{remark.level:<9}{remark.what}: {finding}{way_out}"
+                advice = f"; {shown(remark.way_out)}" if remark.way_out else ""
+                line = f"{remark.level:<9}{remark.what}: {finding}{advice}"
             sys.stdout.write(f"{line}\n")
         return 1 if levels["failure"] else 0
     return 1
@@ -164,8 +164,8 @@ def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) ->
     wrong = False
     for finding in wrong_types(zip(servers.shards, shards, strict=True)):
         wrong = True
-        way_out = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
-        yield Remark("failure", "keys", finding, way_out)
+        advice = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
+        yield Remark("failure", "keys", finding, advice)
     if not wrong:
         yield Remark("ok", "keys", "each is free, or of its type")
 
@@ -250,8 +250,8 @@ def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]
         for name in names:
             client.publish(name, "1")
     except ResponseError as error:
-        way_out = "grant PUBLISH, SUBSCRIBE and the channels: without, a sooner reservation waits for the interval"
-        yield Remark("warning", "channels", str(error), way_out)
+        advice = "grant PUBLISH, SUBSCRIBE and the channels: without, a sooner reservation waits for the interval"
+        yield Remark("warning", "channels", str(error), advice)
         return
     yield Remark("ok", "channels", "it may publish and subscribe")
 
@@ -279,8 +279,8 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
         each = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in reasons.most_common())
         finding = f"of the next {looked_at:,} reservations {reasons.total():,} would be quarantined: {each}"
         if reasons.total() == looked_at:
-            way_out = "the names do not fit: look at the prefixes and at EXPIRER_FIELD_…"
-            yield Remark("failure", "layout", finding, way_out)
+            advice = "the names do not fit: look at the prefixes and at EXPIRER_FIELD_…"
+            yield Remark("failure", "layout", finding, advice)
         else:
             yield Remark("warning", "layout", finding, "look at them with expirer show, and run expirer audit")
     else:
@@ -289,8 +289,8 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
         field = getattr(settings, name)
         if field and active and field not in present:
             finding = f"none of the next {active:,} Active reservations has a field {field}"
-            way_out = f"fine where your inventory has none; else name it in {variable(name)}"
-            yield Remark("warning", "fields", finding, way_out)
+            advice = f"fine where your inventory has none; else name it in {variable(name)}"
+            yield Remark("warning", "fields", finding, advice)
 
 
 def _fields(client: Redis, settings: Settings, keys: ShardKeys, ids: list[str]) -> set[str]:
