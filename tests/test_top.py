@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -36,6 +37,7 @@ from tests.program import wait_until
 from tests.servers import RedisServer
 
 NOW = 1_795_469_462_000
+HOUR_MS = 60 * 60 * 1000
 
 
 def shard(number: int, *problems: str, paused: Pause | None = None) -> ShardStatus:
@@ -487,6 +489,15 @@ class Tmux:
         """Return the screen."""
         return self.run("capture-pane", "-p")
 
+    def wait_for(self, *patterns: str) -> None:
+        """Return as soon as all are on one screen; it may be seen while it is being drawn."""
+
+        def shows_all() -> bool:
+            screen = self.screen()
+            return all(re.search(pattern, screen, re.MULTILINE) for pattern in patterns)
+
+        wait_until(shows_all)
+
 
 @pytest.fixture
 def tmux(tool: Tool, tmp_path: Path) -> Iterator[Tmux]:
@@ -497,51 +508,45 @@ def tmux(tool: Tool, tmp_path: Path) -> Iterator[Tmux]:
     tmux.run("kill-server")
 
 
-def shows(screen: str, *texts: str) -> bool:
-    """Say whether all are there at once; a screen may be seen while it is being drawn."""
-    return all(text in screen for text in texts)
-
-
 def test_an_operators_screen(own_server: RedisServer, tmux: Tmux) -> None:
     """The screen shows what is there, follows a resize, outlives an outage, and gives the terminal back on q."""
     with own_server.client() as client:
         shop = Inventory(client)
         now = int(worker_clock())
         shop.stock("mug", 5, 5)
-        shop.hold("mug", 2, now - 60_000)
-        shop.hold("mug", 3, now + 600_000)
+        shop.hold("mug", 2, now - HOUR_MS)
+        shop.hold("mug", 3, now + HOUR_MS)
         client.zadd(shop.keys.workers, {"shop-1:7:abcd": now})
         tmux.start(own_server.url)
-        wait_until(lambda: "mug" in tmux.screen())
-        first = tmux.screen().splitlines()
+        tmux.wait_for(
+            "^shard 0: the oldest overdue is too old$",
+            "^active       2, 0 quarantined$",
+            r"^overdue      1, 2 units, the oldest for 3,6\d\d\.\d{3} s$",
+            "^mug +5 +2$",
+            "^shop-1:7:abcd ",
+        )
         shop.assert_conserved({"mug": 10})
 
-        assert "shard 0: the oldest overdue is too old" in first
-        assert "active       2, 0 quarantined" in first
-        assert any(line.startswith("overdue      1, 2 units, the oldest for 6") for line in first)
-        assert any(line.split() == ["mug", "5", "2"] for line in first)
-        assert any(line.startswith("shop-1:7:abcd") for line in first)
-
         tmux.run("resize-window", "-x", "60", "-y", "12")
-        wait_until(lambda: any(len(line) == 60 for line in tmux.screen().splitlines()))
+        tmux.wait_for("^.{60}$")
         assert len(tmux.screen().splitlines()) == 12
 
     own_server.stop()
-    wait_until(lambda: shows(tmux.screen(), "no answer for", "active       2, 0 quarantined"))
+    tmux.wait_for("^no answer for", "^active       2, 0 quarantined$")
     own_server.start()
-    wait_until(lambda: shows(tmux.screen(), "no live worker", "active       0, 0 quarantined"))
+    tmux.wait_for("no live worker", "^active       0, 0 quarantined$")
 
     tmux.run("send-keys", "q")
-    wait_until(lambda: "code 0" in tmux.screen())
+    tmux.wait_for("^code 0$")
     assert "active" not in tmux.screen()
 
 
 def test_ctrl_c_at_the_keyboard(own_server: RedisServer, tmux: Tmux) -> None:
     """Typed at the keyboard, Ctrl-C ends it with 130 and gives the terminal back."""
     tmux.start(own_server.url)
-    wait_until(lambda: "no live worker" in tmux.screen())
+    tmux.wait_for("no live worker")
     tmux.run("send-keys", "C-c")
-    wait_until(lambda: "code 130" in tmux.screen())
+    tmux.wait_for("^code 130$")
 
     assert tmux.screen().splitlines()[0] == "code 130"
 
@@ -549,13 +554,11 @@ def test_ctrl_c_at_the_keyboard(own_server: RedisServer, tmux: Tmux) -> None:
 def test_a_hang_is_said_before_it_is_an_error(own_server: RedisServer, tmux: Tmux) -> None:
     """A server that hangs is told long before its time-out, and its return too."""
     tmux.start(f"{own_server.url}?socket_timeout=600")
-    wait_until(lambda: "no live worker" in tmux.screen())
+    tmux.wait_for("no live worker")
     own_server.signal(signal.SIGSTOP)
-    wait_until(lambda: "no answer for" in tmux.screen())
+    tmux.wait_for("^no answer for")
     own_server.signal(signal.SIGCONT)
-    wait_until(lambda: "no answer for" not in tmux.screen())
-
-    assert "no live worker" in tmux.screen()
+    tmux.wait_for("no live worker")
 
 
 def test_a_lasting_error_is_said(own_server: RedisServer, tmux: Tmux) -> None:
@@ -563,10 +566,8 @@ def test_a_lasting_error_is_said(own_server: RedisServer, tmux: Tmux) -> None:
     with own_server.client() as client:
         client.set(Inventory(client).keys.index, "x")
         tmux.start(own_server.url)
-        wait_until(lambda: "WRONGTYPE" in tmux.screen())
+        tmux.wait_for("^no answer for.*WRONGTYPE")
         client.delete(Inventory(client).keys.index)
-        wait_until(lambda: "WRONGTYPE" not in tmux.screen())
+        tmux.wait_for("no live worker")
         client.execute_command("ACL", "SETUSER", "default", "-xrevrange")
-        wait_until(lambda: "xrevrange" in tmux.screen())
-
-    assert "no answer for" in tmux.screen()
+        tmux.wait_for("^no answer for.*xrevrange")
