@@ -47,6 +47,22 @@ def server_binary() -> Path:
     return binary
 
 
+Unhurried = Callable[..., None]
+
+
+@pytest.fixture
+def unhurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unhurried:
+    """Return a function that gives programs as long for these constants of seconds as a busy machine may need."""
+
+    def give(*constants: str) -> None:
+        with (tmp_path / "sitecustomize.py").open("w") as code:
+            for constant in constants:
+                code.write(f"import expirer.{constant.rpartition('.')[0]}\nexpirer.{constant} = {DEADLINE_S}\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return give
+
+
 Tool = Callable[[str], Path]
 
 

@@ -85,7 +85,7 @@ class Program:
         """Send a signal."""
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
         """Return the exit code once the program has ended, and its log is complete."""
         code = self._process.wait(timeout_s)
         self._reader.join(DEADLINE_S)
@@ -94,7 +94,7 @@ class Program:
     def kill(self) -> None:
         """End it with SIGKILL, if it still runs."""
         self._process.kill()
-        self.wait(DEADLINE_S)
+        self.wait()
 
     def _read(self) -> None:
         assert self._process.stderr is not None

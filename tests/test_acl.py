@@ -223,7 +223,7 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         assert site.figures()["expirer_redis_up"] == 1
         for program in (first, second):
             program.signal(SIGTERM)
-            assert program.wait(20) == 0
+            assert program.wait() == 0
             assert [] == program.of("processing_error")
     admin.delete(shop.keys.control)
     shop.hold("mug", 1, 1, "o6:mug")

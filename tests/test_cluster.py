@@ -228,7 +228,7 @@ def test_a_hung_primary_delays_no_other(
             (str(number), "healthy") for number in numbers
         }
         program.signal(SIGTERM)
-        assert 0 == program.wait(5)
+        assert 0 == program.wait()
 
         assert set(numbers) == {entry["shard"] for entry in program.of("reservation_expired")}
         assert {(5, 0)} == {shops[number].counters("mug") for number in numbers}

@@ -24,7 +24,7 @@ from expirer.tally import LATENESS_BOUNDS_S, Tally
 from expirer.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
-from tests.program import wait_until
+from tests.program import DEADLINE_S, wait_until
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
@@ -134,7 +134,7 @@ def test_many_who_ask_cost_one() -> None:
     def make() -> int:
         made.append(len(made))
         if len(made) > 1:
-            may_end.wait(20)
+            may_end.wait(DEADLINE_S)
         return made[-1]
 
     value = Refreshed(make, lasts_s=0)

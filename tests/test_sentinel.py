@@ -93,7 +93,7 @@ def test_a_failover_in_a_drain_doubles_nothing(replicated: Replicated, how: str)
         backlog = followed(new.client(), backlog)
         wait_until(lambda: not backlog.left())
         program.signal(SIGTERM)
-        assert 0 == program.wait(5)
+        assert 0 == program.wait()
 
     backlog.assert_expired_once()
 

@@ -19,7 +19,7 @@ from expirer import cli
 from expirer.keys import ShardKeys
 from expirer.operate.tail import _before
 from tests.inventory import Inventory
-from tests.program import wait_until
+from tests.program import DEADLINE_S, wait_until
 from tests.servers import RedisServer
 
 DUE = 1_795_469_461_999
@@ -160,7 +160,7 @@ def test_a_signal_ends_it_quietly(
         wait_until(lambda: is_reading(server_client))
         follower.process.send_signal(number)
 
-        assert code == follower.process.wait(10)
+        assert code == follower.process.wait(DEADLINE_S)
     assert follower.errors == []
 
 

@@ -15,7 +15,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 import expirer
 from expirer.observe.traces import are_wanted
 from tests.collector import Collector, plain
-from tests.program import DEADLINE_S, Backlog, Program, wait_until
+from tests.conftest import Unhurried
+from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer, free_port
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -137,19 +138,20 @@ def test_the_variables_are_obeyed(
 
 
 def test_a_stop_loses_no_span(
-    own_server: RedisServer, backlog: Backlog, collector: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own_server: RedisServer,
+    backlog: Backlog,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    unhurried: Unhurried,
 ) -> None:
     """What was done right before a stop is sent before the end, however rarely batches are sent."""
-    patient = f"beside._LAST_WORDS_S = sidecar._STOP_DEADLINE_S = {DEADLINE_S}"  # for a busy machine
-    code = f"from expirer import sidecar\nfrom expirer.observe import beside\n{patient}\n"
-    (tmp_path / "sitecustomize.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    unhurried("sidecar._STOP_DEADLINE_S", "observe.beside._LAST_WORDS_S")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     with run(own_server) as program:
         expire(backlog, own_server)
         program.signal(signal.SIGTERM)
 
-        assert 0 == program.wait(DEADLINE_S)
+        assert 0 == program.wait()
     assert 3 == collector.sums("expirer.expired_reservations")
 
 
@@ -169,7 +171,7 @@ def test_a_collector_that_hangs_holds_nobody(
                 expire(backlog, own_server)
                 program.signal(number)
 
-                assert code == program.wait(DEADLINE_S)
+                assert code == program.wait()
                 wait_until(lambda: not web.exists() or ") Z " in (web / "stat").read_text())
 
 

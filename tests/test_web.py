@@ -214,7 +214,7 @@ def test_a_signal_to_all_processes_stops_in_order(site: Site, number: signal.Sig
     assert (200, "ok\n") == site.get("/livez")
     site.program.signal(number)
 
-    assert 0 == site.program.wait(DEADLINE_S)
+    assert 0 == site.program.wait()
     assert [] == site.program.of("web_ended")
 
 
