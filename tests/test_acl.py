@@ -17,20 +17,17 @@ import redis
 from expirer import Reservations
 from expirer.keys import ShardKeys
 from tests.acl import (
-    DUTIES,
     OF_A_TOPOLOGY,
     PASSWORD,
     PAST,
     RULES,
     TEXT,
     Desk,
-    complaints,
-    pulls_the_brake,
     refusals,
-    tails,
     users,
     with_passwords,
 )
+from tests.duties import DUTIES, complaints, pulls_the_brake, tails
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer

@@ -15,7 +15,6 @@ from tests.acl import (
     RULES,
     SENTINEL_FILE,
     Desk,
-    complaints,
     refusals,
     users,
     with_passwords,
@@ -23,6 +22,7 @@ from tests.acl import (
 from tests.beds import Replicated, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
+from tests.duties import complaints
 from tests.inventory import Inventory
 from tests.program import Backlog, wait_until
 from tests.servers import RedisServer, free_port
