@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
 import redis
 
+from expirer import cli
 from expirer.keys import ShardKeys, shard_of
 from expirer.operate import audit as audit_module
 from expirer.operate.survey import Survey
@@ -19,7 +21,7 @@ from expirer.times import worker_clock
 from expirer.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import Inventory
-from tests.program import wait_until
+from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags
 from tests.traffic import PRODUCTS, STOCKED, Traffic
@@ -286,8 +288,6 @@ def test_a_missing_right_is_said(
         "ACL", "SETUSER", "clerk", "on", ">pw", "~*", "&*", "+@all", missing, "+client|setname", "+client|id"
     )  # type: ignore[no-untyped-call]
     try:
-        from expirer import cli  # noqa: PLC0415
-
         code = cli.main(["audit", "--redis-url", f"{shared_server.url}?username=clerk&password=pw"])
     finally:
         shop.client.execute_command("ACL", "DELUSER", "clerk")  # type: ignore[no-untyped-call]
@@ -325,29 +325,34 @@ def test_live_traffic_gives_no_false_alarm(
     assert kinds(operate) == []
 
 
+@pytest.mark.parametrize(("held", "done"), [("request", 39), ("reply", 40)])
 def test_a_repair_killed_half_way_has_done_whole_steps(
-    client: redis.Redis, shared_server: RedisServer, operate: Operate
+    own_server: RedisServer, capsys: pytest.CaptureFixture[str], held: Way, done: int
 ) -> None:
     """A repair that is killed has mended some findings wholly and the others not at all; the next run ends it."""
-    shop = Inventory(client)
-    products = [f"p{number}" for number in range(400)]
-    for product_id in products:
-        shop.stock(product_id, 8, 4)
-        shop.hold(product_id, 2, FUTURE, f"o:{product_id}")
-        client.zrem(shop.keys.index, f"o:{product_id}")
-    command = [sys.executable, "-m", "expirer", "audit", "--repair", "--yes", "--redis-url", shared_server.url]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: client.xlen(shop.keys.operations) > 500)
-        process.send_signal(signal.SIGKILL)
-    done = client.xlen(shop.keys.operations)
-    mended = sum(shop.counters(product_id) == (10, 2) for product_id in products)
+    repair = ["audit", "--repair", "--yes", "--redis-url"]
+    products = [f"p{number}" for number in range(30)]
+    gate = Gate(2 * len(products) + 40, held)  # each product is counted twice before anything is mended
+    with own_server.client() as client:
+        shop = Inventory(client)
+        for product_id in products:
+            shop.stock(product_id, 8, 4)
+            shop.hold(product_id, 2, FUTURE, f"o:{product_id}")
+            client.zrem(shop.keys.index, f"o:{product_id}")
+        with Proxy(own_server.port, gate) as proxy:
+            command = [sys.executable, "-m", "expirer", *repair, proxy.url]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                gate.wait_until_held()
+                process.send_signal(signal.SIGKILL)
+        counters = Counter(map(shop.counters, products))
 
-    assert 500 < done < 800
-    assert done == client.zcard(shop.keys.index) + mended
-    assert {(10, 2), (8, 4)} == {shop.counters(product_id) for product_id in products}
-    assert operate("audit", "--repair", "--yes")[1].splitlines()[-1] == f"{800 - done} mended, 0 left as they are"
-    assert kinds(operate) == []
-    shop.assert_conserved(dict.fromkeys(products, 12))
+        assert done == client.xlen(shop.keys.operations)
+        assert done == client.zcard(shop.keys.index) + counters[10, 2]
+        assert {(10, 2), (8, 4)} == set(counters)
+        assert 0 == cli.main([*repair, own_server.url])
+        assert f"\n{60 - done} mended, 0 left as they are\n" in capsys.readouterr().out
+        assert 0 == cli.main(["audit", "--redis-url", own_server.url])
+        shop.assert_conserved(dict.fromkeys(products, 12))
 
 
 @pytest.fixture
