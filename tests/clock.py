@@ -9,8 +9,6 @@ import pytest
 
 from expirer.worker import Worker
 
-MakeWorker = Callable[..., Worker]
-
 
 class FakeTime:
     """A clock and a signal queue in one: waiting for a signal moves the clock, and the last wait stops the worker."""

@@ -223,8 +223,11 @@ def log() -> Log:
     return Log()
 
 
+MakeWorker = Callable[..., Worker]
+
+
 @pytest.fixture
-def make_worker(client: redis.Redis, log: Log) -> Callable[..., Worker]:
+def make_worker(client: redis.Redis, log: Log) -> MakeWorker:
     """Build a worker at the tests' present; arguments are settings."""
 
     def make(now_ms: Callable[[], int] | None = lambda: NOW, **settings: Any) -> Worker:  # noqa: ANN401
@@ -234,7 +237,7 @@ def make_worker(client: redis.Redis, log: Log) -> Callable[..., Worker]:
 
 
 @pytest.fixture
-def worker(make_worker: Callable[..., Worker]) -> Worker:
+def worker(make_worker: MakeWorker) -> Worker:
     """Return a worker with the default settings, at the tests' present."""
     return make_worker()
 

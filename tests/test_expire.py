@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 import redis
 
 from expirer.batch import Tick
 from expirer.worker import Worker
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
 
 MAX = 2**53
 
 Damage = Callable[[Inventory, str], object]
-MakeWorker = Callable[..., Worker]
 
 
 def reservation(**fields: object) -> Damage:
@@ -344,121 +342,6 @@ def test_the_oldest_go_first(inventory: Inventory, make_worker: MakeWorker) -> N
     inventory.assert_conserved({"mug": 25})
 
 
-def test_an_event_tells_everything(inventory: Inventory, worker: Worker) -> None:
-    """Each expired reservation leaves one event in the stream, and only those do."""
-    inventory.stock("mug", 8, 2)
-    inventory.hold("mug", 2, id_="o7:mug", order_id="o7")
-    inventory.hold("mug", status="Confirmed", id_="o8:mug")
-
-    worker.tick()
-
-    ((_, event),) = inventory.client.xrange(inventory.keys.events)  # type: ignore[misc]
-    assert event == {
-        b"reservation_id": b"o7:mug",
-        b"order_id": b"o7",
-        b"product_id": b"mug",
-        b"quantity": b"2",
-        b"expires_at": str(NOW - 1000).encode(),
-        b"expired_at": str(NOW).encode(),
-    }
-
-
-def test_no_events_where_none_are_wanted(inventory: Inventory, make_worker: MakeWorker) -> None:
-    """With EXPIRER_EVENTS_MAXLEN=0 nothing is written to the stream."""
-    inventory.stock("mug", 9, 1)
-    inventory.hold("mug")
-
-    make_worker(events_maxlen=0).tick()
-
-    assert not inventory.client.exists(inventory.keys.events)
-    inventory.assert_conserved({"mug": 10})
-
-
-@pytest.mark.parametrize(("retention", "least", "most"), [("24h", 86_300_000, 86_400_000), ("forever", -1, -1)])
-def test_retention_keeps_an_expired_reservation(
-    inventory: Inventory, make_worker: MakeWorker, retention: str, least: int, most: int
-) -> None:
-    """An Expired reservation stays readable for the retention, then Redis removes it."""
-    inventory.stock("mug", 9, 1)
-    id_ = inventory.hold("mug")
-
-    make_worker(retention=retention).tick()
-
-    assert inventory.status(id_) == "Expired"
-    assert least <= inventory.client.pttl(inventory.keys.reservation_prefix + id_) <= most
-
-
-def test_retention_zero_deletes(inventory: Inventory, make_worker: MakeWorker) -> None:
-    """With EXPIRER_RETENTION=0 an expired reservation is deleted instead of marked."""
-    inventory.stock("mug", 9, 1)
-    id_ = inventory.hold("mug")
-
-    make_worker(retention="0").tick()
-
-    assert not inventory.client.exists(inventory.keys.reservation_prefix + id_)
-    inventory.assert_conserved({"mug": 10})
-
-
-def test_totals_are_exact(inventory: Inventory, make_worker: MakeWorker) -> None:
-    """The stats add up every outcome of every batch, and the quarantined also by reason."""
-    inventory.stock("mug", 0, 7)
-    for _ in range(3):
-        inventory.hold("mug", 2)
-    inventory.hold("mug", status="Released")
-    inventory.hold("mug", quantity="x")
-    inventory.hold("gone")
-    inventory.hold("mug", quantity="y")
-    reservation(expires_at=NOW + 5)(inventory, inventory.hold("mug"))
-
-    make_worker(batch_size=5).tick()
-
-    assert inventory.client.hgetall(inventory.keys.stats) == {
-        b"expired": b"3",
-        b"units": b"6",
-        b"skipped": b"1",
-        b"rescheduled": b"1",
-        b"quarantined": b"3",
-        b"quarantined:quantity_invalid": b"2",
-        b"quarantined:stock_missing": b"1",
-        b"batches": b"2",
-    }
-
-
-def test_an_idle_tick_writes_only_its_heartbeat(inventory: Inventory, worker: Worker) -> None:
-    """A tick that finds nothing due leaves the worker's time, and nothing else."""
-    inventory.stock("mug", 9, 1)
-    inventory.hold("mug", expires_at=NOW + 1000)
-    keys = set(inventory.client.keys())
-
-    worker.tick()
-
-    workers = inventory.keys.workers.encode()
-    assert {workers, inventory.keys.about.encode()} == set(inventory.client.keys()) - keys
-    assert [(worker.id.encode(), NOW)] == inventory.client.zrange(workers, 0, -1, withscores=True)
-
-
-def test_a_heartbeat_lasts_a_day(inventory: Inventory, worker: Worker) -> None:
-    """Every tick renews the life of the list of workers, so that it vanishes only a day after the last of them."""
-    worker.tick()
-    inventory.client.pexpire(inventory.keys.workers, 1000)
-
-    worker.tick()
-
-    assert 86_300_000 <= inventory.client.pttl(inventory.keys.workers) <= 86_400_000
-
-
-def test_forgotten_workers_are_removed(inventory: Inventory, worker: Worker) -> None:
-    """A worker that has not ticked for a day leaves the list of workers, and what it said of itself goes too."""
-    day = 24 * 60 * 60 * 1000
-    inventory.client.hset(inventory.keys.about, mapping={"old": "version=0", "recent": "version=0"})
-    inventory.client.zadd(inventory.keys.workers, {"old": NOW - day - 1, "recent": NOW - day})
-
-    worker.tick()
-
-    assert {b"recent", worker.id.encode()} == set(inventory.client.zrange(inventory.keys.workers, 0, -1))
-    assert {b"recent", worker.id.encode()} == set(inventory.client.hkeys(inventory.keys.about))
-
-
 @pytest.mark.parametrize("name", ["index", "events", "quarantine", "stats", "workers", "about", "control"])
 def test_a_key_of_another_type_stops_the_batch(inventory: Inventory, worker: Worker, log: Log, name: str) -> None:
     """Where a key of the contract holds another type nothing changes, and the error names the key."""
@@ -479,18 +362,6 @@ def test_a_key_of_another_type_stops_the_batch(inventory: Inventory, worker: Wor
     inventory.assert_conserved({"mug": 10})
 
 
-@pytest.mark.parametrize("total", ["a few", MAX, MAX - 1])
-def test_a_total_never_stops_a_batch(inventory: Inventory, worker: Worker, total: object) -> None:
-    """A total that is damaged, or would pass 2**53, starts anew: it never keeps a unit from coming back."""
-    inventory.stock("mug", 8, 2)
-    inventory.hold("mug", 2)
-    inventory.client.hset(inventory.keys.stats, "units", total)  # type: ignore[arg-type]
-
-    assert 1 == worker.tick().expired
-    assert b"2" == inventory.client.hget(inventory.keys.stats, "units")
-    inventory.assert_conserved({"mug": 10})
-
-
 def test_a_thousand_in_one_batch(inventory: Inventory, make_worker: MakeWorker) -> None:
     """The largest batch, of as many products, stays within Lua's limits, whatever the outcomes."""
     for i in range(250):
@@ -508,7 +379,7 @@ def test_a_thousand_in_one_batch(inventory: Inventory, make_worker: MakeWorker) 
     assert [inventory.counters(f"p{i}") for i in range(250)] == [(1, 0)] * 250
 
 
-def test_the_server_clock_decides(inventory: Inventory, make_worker: Callable[..., Any]) -> None:
+def test_the_server_clock_decides(inventory: Inventory, make_worker: MakeWorker) -> None:
     """By default it is the server's TIME that makes a reservation due."""
     seconds, microseconds = inventory.client.time()
     now = seconds * 1000 + microseconds // 1000
@@ -521,7 +392,7 @@ def test_the_server_clock_decides(inventory: Inventory, make_worker: Callable[..
     inventory.assert_conserved({"mug": 10})
 
 
-def test_the_worker_clock_decides_where_it_must(inventory: Inventory, make_worker: Callable[..., Any]) -> None:
+def test_the_worker_clock_decides_where_it_must(inventory: Inventory, make_worker: MakeWorker) -> None:
     """With EXPIRER_CLOCK=worker the script never asks the server for the time."""
     inventory.stock("mug", 9, 1)
     inventory.hold("mug", expires_at=1000)

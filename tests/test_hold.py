@@ -19,12 +19,11 @@ from expirer.operate.terminal import shown_time, who
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory, contents
 from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer
 
-MakeWorker = Callable[..., Worker]
 PAST = 1_700_000_000_000
 
 

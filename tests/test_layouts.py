@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import redis
 
 from expirer.batch import Tick
-from expirer.worker import Worker
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW
-
-MakeWorker = Callable[..., Worker]
 
 PLAIN_COUNTERS = {
     "index_key": "holds",

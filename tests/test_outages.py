@@ -25,13 +25,13 @@ from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 from tests.weather import busy, full, full_disk, linux_only, replica
 
-MakeWorker = Callable[[str], Worker]
+WorkerAt = Callable[[str], Worker]
 
 PASSWORD = "pa:ss/w%rd"  # noqa: S105  # it is what must not be found
 
 
 @pytest.fixture
-def worker_at(log: Log) -> Iterator[MakeWorker]:
+def worker_at(log: Log) -> Iterator[WorkerAt]:
     """Build a worker for a URL, with the client that the program would use."""
     clients = []
 
@@ -77,7 +77,7 @@ def errors(log: Log) -> list[str]:
 
 
 def test_flushed_scripts_are_no_error(
-    own_server: RedisServer, own_client: redis.Redis, backlog: Backlog, worker_at: MakeWorker, log: Log
+    own_server: RedisServer, own_client: redis.Redis, backlog: Backlog, worker_at: WorkerAt, log: Log
 ) -> None:
     """After SCRIPT FLUSH the next tick expires at once, and no error is logged."""
     worker = worker_at(own_server.url)
@@ -95,7 +95,7 @@ def test_a_refusal_changes_nothing(
     own_server: RedisServer,
     own_client: redis.Redis,
     backlog: Backlog,
-    worker_at: MakeWorker,
+    worker_at: WorkerAt,
     log: Log,
     weather: Callable[[redis.Redis], AbstractContextManager[str]],
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_refusal_changes_nothing(
 def test_a_lost_connection_doubles_nothing(
     own_server: RedisServer,
     backlog: Backlog,
-    worker_at: MakeWorker,
+    worker_at: WorkerAt,
     log: Log,
     nth: int,
     held: Way,
@@ -172,7 +172,7 @@ def test_a_hang_in_a_drain_loses_nothing(own_server: RedisServer, backlog: Backl
     backlog.assert_expired_once()
 
 
-def test_it_waits_for_a_server_that_loads(server_binary: Path, tmp_path: Path, worker_at: MakeWorker, log: Log) -> None:
+def test_it_waits_for_a_server_that_loads(server_binary: Path, tmp_path: Path, worker_at: WorkerAt, log: Log) -> None:
     """While the server loads its data each tick logs it; then what was in it expires."""
     with running(server_binary, tmp_path) as server, server.client() as client:
         backlog = Backlog(client)

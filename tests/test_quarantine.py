@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ import redis
 from expirer import cli
 from expirer.keys import ShardKeys, shard_of
 from expirer.worker import Worker
-from tests.conftest import Operate
+from tests.conftest import MakeWorker, Operate
 from tests.inventory import NOW, Inventory
 from tests.servers import RedisServer
 from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags, seed_plain_counters
 
-MakeWorker = Callable[..., Worker]
 PAST = NOW - 1000
 
 

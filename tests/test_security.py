@@ -20,7 +20,7 @@ from expirer.connect import connect
 from expirer.logs import build_logger
 from expirer.settings import Settings
 from expirer.worker import Worker
-from tests.conftest import Log, Operate
+from tests.conftest import Log, MakeWorker, Operate
 from tests.inventory import NOW, Inventory, contents
 from tests.program import Program, wait_until
 from tests.reader import ROOT
@@ -77,7 +77,7 @@ def test_no_id_is_more_than_a_name(
         assert shop.counters(product) == ((1, 0) if quantity == 1 else (0, 1))
 
 
-def test_who_consumes_events_can_stop_no_expiry(client: redis.Redis, make_worker: Callable[..., Worker]) -> None:
+def test_who_consumes_events_can_stop_no_expiry(client: redis.Redis, make_worker: MakeWorker) -> None:
     """A consumer that deletes, trims and acknowledges as it likes costs events, and no unit."""
     shop, worker = Inventory(client), make_worker()
     shop.stock("mug", 0, 4)
@@ -96,7 +96,7 @@ def test_who_consumes_events_can_stop_no_expiry(client: redis.Redis, make_worker
 
 
 def test_a_stream_of_another_type_stops_expiry_and_is_said(
-    client: redis.Redis, make_worker: Callable[..., Worker], log: Log
+    client: redis.Redis, make_worker: MakeWorker, log: Log
 ) -> None:
     """A consumer that may write the stream's key can stop expiry, but no unit is lost, and the log names the key."""
     shop, worker = Inventory(client), make_worker()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import fakeredis
@@ -14,10 +13,8 @@ from expirer.batch import Tick
 from expirer.settings import Settings
 from expirer.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
 from expirer.worker import Worker
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
-
-MakeWorker = Callable[..., Worker]
 
 
 @pytest.fixture

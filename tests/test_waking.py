@@ -17,12 +17,10 @@ from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
 from tests.program import DEADLINE_S, wait_until
 from tests.servers import RedisServer
-
-MakeWorker = Callable[..., Worker]
 
 
 def test_messages_do_not_shorten_the_pause_after_an_error(

@@ -13,10 +13,8 @@ from expirer.keys import ShardKeys
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.clock import FakeTime
-from tests.conftest import Log
+from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
-
-MakeWorker = Callable[..., Worker]
 
 
 def after_each_batch(worker: Worker, act: Callable[[], object], *, sends_ahead: bool = False) -> None:
