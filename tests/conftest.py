@@ -162,6 +162,22 @@ def inventory(client: redis.Redis) -> Inventory:
     return Inventory(client)
 
 
+class _QuietFeed:
+    """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def written(self) -> set[bytes]:
+        return set()
+
+    def hears(self, _connection: object) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 Operate = Callable[..., tuple[int, str, str]]
 
 
@@ -169,6 +185,8 @@ Operate = Callable[..., tuple[int, str, str]]
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
     monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.one(client, settings))
+    if isinstance(client, fakeredis.FakeRedis):
+        monkeypatch.setattr("expirer.operate.survey.Feed", _QuietFeed)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)
