@@ -1,13 +1,25 @@
 """Gives reserved stock back on time, exactly once: a sidecar for inventories kept in Redis."""
 
-from expirer.reservations import (
-    Code,
-    Ended,
-    InsufficientStock,
-    Refused,
-    Reservation,
-    Reservations,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expirer.reservations import (
+        Code,
+        Ended,
+        InsufficientStock,
+        Refused,
+        Reservation,
+        Reservations,
+    )
 
 __all__ = ["Code", "Ended", "InsufficientStock", "Refused", "Reservation", "Reservations"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Loaded by whoever uses it: the program minds its signals before it loads anything large.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    from expirer import reservations  # noqa: PLC0415
+
+    return getattr(reservations, name)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import pytest
@@ -14,7 +17,7 @@ from expirer.connect import connect
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.conftest import Log, Unhurried
-from tests.program import Backlog, Program, wait_until
+from tests.program import DEADLINE_S, Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 
@@ -224,3 +227,24 @@ def test_a_stop_while_the_server_was_never_there_is_prompt(own_server: RedisServ
 
         assert program.wait() == 0
         assert "error" not in program.of("job_stopped")[0]
+
+
+@pytest.mark.parametrize(
+    ("verb", "number", "code"),
+    [("run", SIGTERM, 0), ("run", SIGINT, 130), ("status", SIGTERM, 143), ("status", SIGINT, 130)],
+)
+def test_a_stop_while_modules_load_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, number: Signals, code: int
+) -> None:
+    """Told to stop before it has begun, it ends without a word: `run` exits 0, a verb never as if all were well."""
+    loading = tmp_path / "loading"
+    (tmp_path / "redis.py").write_text(
+        f"import pathlib, signal\npathlib.Path({str(loading)!r}).touch()\nsignal.pause()"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-m", "expirer", verb], stderr=subprocess.PIPE) as process:
+        wait_until(loading.exists)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=DEADLINE_S)
+
+    assert (code, b"") == (process.returncode, err)
