@@ -9,11 +9,13 @@ from types import FrameType
 def main() -> int:
     """Run the command line; return its exit code."""
     # By default the first process of a container would not hear of SIGTERM, and Ctrl-C would be a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    heard = {number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN}
+    for number in heard:
         signal.signal(number, _leave)
     from expirer import cli  # noqa: PLC0415  # it takes a third of a second
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.SIGINT in heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return cli.main()
 
 

@@ -248,3 +248,15 @@ def test_a_stop_while_modules_load_is_heard(
         _, err = process.communicate(timeout=DEADLINE_S)
 
     assert (code, b"") == (process.returncode, err)
+
+
+def test_an_interrupt_that_the_shell_ignores_is_ignored(shared_server: RedisServer, server_client: redis.Redis) -> None:
+    """A verb in the background of a script goes on when Ctrl-C ends what is before it."""
+    command = f"trap '' INT; exec {sys.executable} -m expirer tail --redis-url {shared_server.url}"
+    with subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE) as process:
+        wait_until(lambda: any(client["cmd"].startswith("xread") for client in server_client.client_list()))
+        process.send_signal(SIGINT)
+        process.send_signal(SIGTERM)
+        _, err = process.communicate(timeout=DEADLINE_S)
+
+    assert (0, b"") == (process.returncode, err)
