@@ -252,11 +252,16 @@ def test_a_stop_while_modules_load_is_heard(
 
 def test_an_interrupt_that_the_shell_ignores_is_ignored(shared_server: RedisServer, server_client: redis.Redis) -> None:
     """A verb in the background of a script goes on when Ctrl-C ends what is before it."""
+    backlog = Backlog(server_client)
+    backlog.add(3)
     command = f"trap '' INT; exec {sys.executable} -m expirer tail --redis-url {shared_server.url}"
-    with subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE) as process:
-        wait_until(lambda: any(client["cmd"].startswith("xread") for client in server_client.client_list()))
+    with subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: any(client["cmd"] == "xread" for client in server_client.client_list()))
         process.send_signal(SIGINT)
+        drain(shared_server.url)
+        assert process.stdout is not None
+        assert "o0:mug" in process.stdout.readline()
         process.send_signal(SIGTERM)
-        _, err = process.communicate(timeout=DEADLINE_S)
 
-    assert (0, b"") == (process.returncode, err)
+    assert 0 == process.returncode
+    backlog.assert_expired_once()
