@@ -71,6 +71,8 @@ class _Shard:
         self.drain: Tick | None = None
         self.drain_began_at = 0.0
         self.wake_at = 0.0
+        self.pause_ends_at = math.inf
+        """When a pause that was met last time ends, or is looked for again; no message of others puts that off."""
         self.failures = 0
         self.failed_at = 0.0
         self.is_standby = False
@@ -225,6 +227,7 @@ class Worker:
         shard.is_standby = False
         now = time.monotonic()
         shard.wake_at = max(shard.drain_began_at + self._resolution_s, now + delay_s)
+        shard.pause_ends_at = shard.wake_at if done.paused else math.inf
         self._tally.count_drain(shard.number, done, now - shard.drain_began_at, error)
         shard.journal.tell_drain(done, now - shard.drain_began_at)
         return done
@@ -275,7 +278,7 @@ class Worker:
             shard.is_standby = heard.worker != self.id.encode()
             delay_s = max(self._resolution_s, self._delay_s(heard.now, heard.next_expires_at))
             polled_at = shard.drain_began_at + self._interval_s
-            shard.wake_at = min(polled_at, heard.at + delay_s + self._standby_s(shard))
+            shard.wake_at = min(polled_at, shard.pause_ends_at, heard.at + delay_s + self._standby_s(shard))
         if news.look_at < math.inf:
             earliest = shard.drain_began_at + self._resolution_s
             shard.wake_at = min(shard.wake_at, max(earliest, news.look_at) + self._standby_s(shard))

@@ -166,6 +166,21 @@ def test_it_sleeps_through_a_pause(
     assert [wait, wait] == fake_time.waits
 
 
+def test_no_message_puts_off_the_end_of_a_pause(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet hears of its paused ticks, which tell of nothing to come; all the same it is back when the pause ends."""
+    inventory.client.hset(inventory.keys.control, mapping={"paused": 1, "until": NOW + 7000})
+    worker = make_worker()
+    fake_time = FakeTime(worker, monkeypatch, waits=3)
+    own, others = (b"%d  %s" % (NOW, name) for name in (worker.id.encode(), b"other:1:aa"))
+    fake_time.messages = [(worker._hear, own, 1.0), (worker._hear, others, 2.0)]
+
+    worker.run()
+
+    assert [7.0, 6.0, 4.0] == fake_time.waits
+
+
 def test_only_shards_that_are_due_are_swept(client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two expiries of one shard the others are left alone until their own time, or the interval."""
     Inventory(client, ShardKeys.of("inventory", 1, 2)).hold("mug", expires_at=NOW + 10_000)
