@@ -16,6 +16,7 @@ from expirer import control, scripts, wire
 from expirer.batch import Batch, ReplicasLagError
 from expirer.control import Control, Pause
 from expirer.keys import ShardKeys
+from expirer.locate import LocatedConnection
 from expirer.replicas import Replicas, Wait
 from expirer.settings import Settings
 from expirer.times import to_ms, worker_clock
@@ -162,7 +163,8 @@ class Expiry:
         self._note_skew(batch.now)
         if batch.held != "clock":
             self._believed = batch.now, time.clock_gettime(_ELAPSED)
-        if go_on and batch.overdue and sent.pause is None and not batch.held and lag is None:
+        is_given_up = isinstance(connection, LocatedConnection) and connection.is_given_up()
+        if go_on and batch.overdue and sent.pause is None and not batch.held and lag is None and not is_given_up:
             try:
                 self._sent = self._send(connection, row, is_ahead=batch.overdue > self._batch_size)
             except (RedisError, OSError):

@@ -35,13 +35,17 @@ class LocatedConnection(Connection):
 
     def connect(self) -> None:
         """Connect; where that is done already, go to another server if that is known to be the right one."""
-        if self._sock is not None and self._elsewhere and self._elsewhere() not in (None, (self.host, self.port)):
+        if self._sock is not None and self.is_given_up():
             self.disconnect()
         try:
             super().connect()  # type: ignore[no-untyped-call]
         except TooLate as error:
             self._name(error)
             raise
+
+    def is_given_up(self) -> bool:
+        """Say whether another server is known to be the right one by now, at once."""
+        return self._elsewhere is not None and self._elsewhere() not in (None, (self.host, self.port))
 
     def _connect(self) -> Any:  # noqa: ANN401  # a socket, as redis-py has it
         self.host, self.port = self._where()

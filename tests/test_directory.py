@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError as NoConnection
 
 from expirer import cli, directory
-from expirer.batch import Tick
+from expirer.batch import Batch, Tick
 from expirer.connect import connect
 from expirer.directory import Cluster, HostPort, Sentinels
+from expirer.locate import located
 from expirer.settings import Settings
 from expirer.worker import Worker
 from tests.beds import SERVICE, Replicated
 from tests.conftest import Log
-from tests.program import DEADLINE_S
+from tests.program import DEADLINE_S, Backlog
+from tests.servers import RedisServer, free_port
 
 GREETED = b"+OK\r\n" * 3
 """What a connection says first is answered."""
@@ -118,6 +121,38 @@ def test_who_waited_takes_the_failure_of_another(monkeypatch: pytest.MonkeyPatch
 
     assert ["nobody answers"] * 2 == [str(question.exception()) for question in questions]
     assert 1 == len(asked)
+
+
+def test_a_drain_leaves_a_primary_that_is_given_up(
+    own_server: RedisServer, server_binary: Path, tmp_path: Path, log: Log
+) -> None:
+    """Once another is known to be the primary a drain goes on there, and takes not one more batch where it was."""
+    (tmp_path / "other").mkdir()
+    other = RedisServer(server_binary, tmp_path / "other", port=free_port())
+    other.start()
+    primary = [own_server.port]
+    client = located(lambda: ("127.0.0.1", primary[0]), {}, lambda: ("127.0.0.1", primary[0]))
+    worker = Worker(client, Settings(batch_size=10), log.logger())
+    expire_batch = worker._shards[0].expiry.expire_batch
+
+    def given_up_after_it(*, go_on: bool) -> Batch:
+        batch = expire_batch(go_on=go_on)
+        primary[0] = other.port
+        return batch
+
+    worker._shards[0].expiry.expire_batch = given_up_after_it  # type: ignore[assignment, method-assign]
+    try:
+        with own_server.client() as old, other.client() as new:
+            backlogs = Backlog(old), Backlog(new)
+            for backlog in backlogs:
+                backlog.add(100)
+            worker.tick()
+
+            assert [80, 0] == [backlog.left() for backlog in backlogs]
+            backlogs[0].assert_conserved()
+            backlogs[1].assert_expired_once()
+    finally:
+        other.stop()
 
 
 class Slow(Sentinels):
