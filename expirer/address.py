@@ -67,11 +67,14 @@ class Address(BaseSettings):
     @field_validator("redis_sentinels")
     @classmethod
     def _check_redis_sentinels(cls, sentinels: tuple[str, ...]) -> tuple[str, ...]:
-        for sentinel in sentinels:
+        # As above: what is no host:port may be a password.
+        for number, sentinel in enumerate(sentinels, 1):
             with suppress(ValueError):
-                if all(map(all, host_ports(sentinel))):  # each with a host and a port
+                if "@" not in sentinel and all(map(all, host_ports(sentinel))):  # each with a host and a port
                     continue
-            raise ValueError(f"{sentinel!r} is not host:port, as sentinel-1:26379 is")
+            raise ValueError(
+                f"no. {number} is not host:port, as sentinel-1:26379 is; user and password have settings of their own"
+            )
         return sentinels
 
     @field_validator("redis_password_file", "redis_sentinel_password_file")
