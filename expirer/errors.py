@@ -59,7 +59,8 @@ def said(error: Exception, settings: Settings) -> str:
         return f"{where} now; nothing was done" if settings.redis_cluster else where
     if _is_moving(error):
         return "the slot of this shard is being moved to another node; nothing was done"
-    text = scripts.explained(str(error))
+    # A server without the command repeats what came with it, a password too, and cuts it.
+    text = scripts.explained(str(error)).partition(", with args beginning with")[0]
     if in_pipeline := _IN_PIPELINE.fullmatch(text):
         # Of a missing right the command is told that wants it.
         text = f"{in_pipeline[1]}: {in_pipeline[2]}" if lacks_right(error) else in_pipeline[2]
@@ -143,6 +144,7 @@ def redact(text: str, settings: Settings) -> str:
         if path is not None:
             with suppress(OSError):
                 secrets.add(read_password(path))
-    for secret in {form for known in secrets if known for form in (known, quote(known, safe=""))}:
+    forms = {form for known in secrets if known for form in (known, quote(known, safe=""))}
+    for secret in sorted(forms, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, "***")
     return text

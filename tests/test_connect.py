@@ -47,6 +47,15 @@ def test_passwords_are_redacted(url: str, text: str) -> None:
     assert not {"hunter2", "p@ss", "p%40ss"} & set(shown.replace(",", "").split())
 
 
+def test_a_password_that_begins_with_another_is_redacted_whole() -> None:
+    """Of two passwords the longer one is replaced first, whatever order they come in."""
+    for first, second in (("hunter2", "hunter2-more"), ("hunter2-more", "hunter2")):
+        password = {"redis_sentinels": "a:1", "redis_sentinel_password": second}
+        settings = Settings(redis_url=f"redis://:{first}@a", **password)  # type: ignore[arg-type]
+
+        assert "AUTH ***, then ***" == redact("AUTH hunter2-more, then hunter2", settings)
+
+
 def test_a_password_file_is_redacted(tmp_path: Path) -> None:
     """A password from a file becomes stars too; a file that has gone hides nothing else."""
     secret = tmp_path / "secret"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from redis.exceptions import MovedError
 
@@ -122,3 +124,17 @@ def test_an_ipv6_address_is_written_with_brackets() -> None:
     said = explain(error, Settings(redis_cluster=True))
 
     assert "slot 6621 is served by [2001:db8::1]:7001 now; nothing was done; the next try goes there" == said
+
+
+def test_a_server_without_auth_repeats_no_password(server_binary: Path, tmp_path: Path, log: Log) -> None:
+    """A server that does not know the command repeats the first letters of what came with it; the log does not."""
+    server = RedisServer(server_binary, tmp_path, "--rename-command", "AUTH", "", port=free_port())
+    server.start()
+    try:
+        password = 40 * "hunter2"
+        [message] = told(log, redis_url=f"redis://:{password}@127.0.0.1:{server.port}")
+    finally:
+        server.stop()
+
+    assert "unknown command 'AUTH'" in message
+    assert "hunter2" not in message
