@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -197,6 +200,27 @@ def test_a_dead_web_process_comes_back(site: Site) -> None:
     assert (200, "ok\n") == site.get("/livez")
     assert first != site.web_pid()
     assert -9 == site.program.of("web_ended")[0]["exit_code"]
+
+
+def test_a_web_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    """Where the machine has no process left the log says so, and the next try serves."""
+    popen, failures = subprocess.Popen, [OSError(errno.EAGAIN, "Resource temporarily unavailable")]
+
+    def start(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # what Popen takes
+        if failures:
+            raise failures.pop()
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    settings = Settings(http_port=free_port())
+    web = beside.WebProcess(settings, log.logger())
+    web.start("worker")
+    try:
+        assert 200 == get(settings.http_port, "/livez")[0]
+    finally:
+        web.stop(0)
+    [ended] = log.of("web_ended")
+    assert ("Resource temporarily unavailable", 500) == (ended["error"], ended["retry_in_ms"])
 
 
 def test_a_web_process_leaves_with_its_worker(site: Site) -> None:

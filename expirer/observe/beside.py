@@ -76,12 +76,16 @@ class WebProcess:
         pause_s = _FIRST_PAUSE_S
         while not self.tally.is_stopping:
             began_at = time.monotonic()
-            code = self._serve(brief)
+            ended: dict[str, object] = {}
+            try:
+                ended["exit_code"] = self._serve(brief)
+            except OSError as error:  # this machine has no process, or no descriptor, left
+                ended["error"] = error.strerror or str(error)
             if self.tally.is_stopping:
                 return
             if time.monotonic() - began_at > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
-            self._log.error("web_ended", exit_code=code, retry_in_ms=round(1000 * pause_s), worker=brief.worker)
+            self._log.error("web_ended", **ended, retry_in_ms=round(1000 * pause_s), worker=brief.worker)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
