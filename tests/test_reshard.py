@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import count
 from typing import Any
 
 import pytest
@@ -208,3 +209,31 @@ def test_a_damaged_total_costs_no_other(operate: Operate, client: redis.Redis, d
 
     assert expected == client.hgetall("{inventory:0}:stats")
     assert not client.exists("{inventory}:stats")
+
+
+def test_a_control_key_that_is_written_meanwhile_is_read_again(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where somebody writes it, and expiry stays paused, the move goes on with the product that it was at."""
+    fill(client)
+    call, calls = reshard._Move._call, count()
+
+    def written_before(move: reshard._Move, *arguments: Any) -> None:  # noqa: ANN401  # what it takes
+        if next(calls) % 20 == 19:
+            client.hset("{inventory}:control", "by", "ann")
+        call(move, *arguments)
+
+    monkeypatch.setattr(reshard._Move, "_call", written_before)
+
+    assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
+    assert_conserved(client, 16)
+
+
+def test_a_strangers_hash_is_no_reservation(operate: Operate, client: redis.Redis) -> None:
+    """A hash of somebody else under the prefix of reservations is in nobody's way, and stays where it is."""
+    fill(client)
+    client.hset("{inventory}:reservation:last-import", "note", "x")
+
+    assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
+    assert {b"note": b"x"} == client.hgetall("{inventory}:reservation:last-import")
+    assert_conserved(client, 16)

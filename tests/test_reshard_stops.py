@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from expirer import Reservations, cli, scripts
+from expirer.control import Control
 from expirer.keys import shard_of
 from expirer.operate import reshard
 from expirer.operate.survey import Survey
@@ -71,6 +72,25 @@ def test_a_resumption_stops_it(operate: Operate, client: redis.Redis, monkeypatc
 
     assert (1, 3) == (code, moved(client))
     assert "somebody has resumed expiry" in err
+
+
+def test_a_pause_that_was_not_written_is_not_told(
+    operate: Operate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where somebody writes the control key while it pauses, nothing is paused, and it does not say so."""
+    fill(client)
+    read = Control.read
+
+    def written_meanwhile(row: Any) -> Control:  # noqa: ANN401  # what Redis replies
+        client.hset("{inventory}:control", "resumed_at", 5)
+        return read(row)
+
+    monkeypatch.setattr(Control, "read", written_meanwhile)
+    code, _, err = operate("reshard", "--to", "16", "--yes")
+
+    assert (1, 0) == (code, moved(client))
+    assert err == "expirer: somebody has written the control key or the totals meanwhile: look who\n"
+    assert {b"resumed_at": b"5"} == client.hgetall("{inventory}:control")
 
 
 @pytest.mark.parametrize(

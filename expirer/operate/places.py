@@ -65,6 +65,8 @@ class Places:
             if product_id is not None:
                 fitting = [shards for shards in fitting if tag == self._tag_of(product_id, shards)]
                 is_known = tag in old or tag == _tag(self.home(product_id))
+            elif not is_known and key.startswith(tag + b":reservation:"):
+                is_known = self._is_no_reservation(key)
             stranger = stranger or (b"" if is_known else key)
         if not stranger:
             return
@@ -135,6 +137,12 @@ class Places:
             for client in self._servers.each().values():
                 for keys in scan(client, pattern, bar.update):
                     yield from ((key, match[1], match[2]) for key in keys if (match := place.fullmatch(key)))
+
+    def _is_no_reservation(self, key: bytes) -> bool:
+        """Say whether it is somebody's hash under the prefix of reservations, as an audit sees it."""
+        [client] = self._servers.each().values()
+        fields = [self._settings.field_product_id, self._settings.field_quantity, self._settings.field_status]
+        return client.type(key) == b"hash" and not any(client.hmget(key, fields))
 
     def _tag_of(self, product_id: bytes, shards: int) -> bytes:
         return _tag(ShardKeys.of(self._settings.namespace, shard_of(product_id, shards), shards))

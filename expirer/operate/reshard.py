@@ -84,13 +84,18 @@ def _checked(settings: Settings, shards: int) -> Settings:
 def _told(error: Trouble | RedisError, settings: Settings) -> str:
     if isinstance(error, Trouble):
         return str(error)
-    if isinstance(error, WatchError):
-        if not isinstance(error.__context__, RedisError):
-            return "somebody has written the control key or the totals meanwhile: look who"
-        error = error.__context__  # a connection that was lost under a WATCH is told by redis-py in the same way
+    if _is_conflict(error):
+        return "somebody has written the control key or the totals meanwhile: look who"
+    if isinstance(error, WatchError) and isinstance(error.__context__, RedisError):
+        error = error.__context__
     if str(error).startswith(("BUSY", "Timeout reading")):
         return f"{location(settings)}: it is at work on a script, and will finish it: wait until it answers again"
     return f"{location(settings)}: {shown(explain(error, settings))}"
+
+
+def _is_conflict(error: RedisError) -> bool:
+    """Say whether somebody wrote what was watched; redis-py tells of a connection that was lost in the same way."""
+    return isinstance(error, WatchError) and not isinstance(error.__context__, RedisError)
 
 
 class _Move:
@@ -200,8 +205,8 @@ class _Move:
             self._is_paused = True  # also where the answer is lost
             try:
                 pipe.execute()
-            except ResponseError:
-                self._is_paused = False
+            except RedisError as error:
+                self._is_paused = not (isinstance(error, ResponseError) or _is_conflict(error))
                 raise
 
     def _move_product(self, old: ShardKeys, product_id: bytes, ids: Ids) -> None:
@@ -221,6 +226,18 @@ class _Move:
         self._products += bool(product_id)
 
     def _move(self, old: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> None:
+        while (answer := self._try_move(old, product_id, ids)) is None:
+            pass  # somebody wrote a control key, which is read again
+        code, what = answer
+        if code == b"occupied":
+            name = shown(readable(product_id)) or "what has no product"
+            raise Trouble(f"{shown(readable(what))} exists already, in the way of {name}: see which of both is right")
+        if code == b"different":
+            raise Trouble(f"{shown(readable(what))} has changed its product meanwhile: stop the checkouts first")
+        self._reservations += int(what)
+
+    def _try_move(self, old: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> tuple[bytes, bytes] | None:
+        """Return what the script says; None: nothing was done, a control key was written meanwhile."""
         new = self._places.home(product_id)
         with self._client.pipeline() as transaction:
             pipe: Any = transaction
@@ -231,13 +248,13 @@ class _Move:
                 raise Trouble("somebody has resumed expiry, or lets it go on by itself; repeat this when it may rest")
             pipe.multi()
             self._call(pipe, old, new, product_id, ids)
-            ((code, what),) = pipe.execute()
-        if code == b"occupied":
-            name = shown(readable(product_id)) or "what has no product"
-            raise Trouble(f"{shown(readable(what))} exists already, in the way of {name}: see which of both is right")
-        if code == b"different":
-            raise Trouble(f"{shown(readable(what))} has changed its product meanwhile: stop the checkouts first")
-        self._reservations += int(what)
+            try:
+                ((code, what),) = pipe.execute()
+            except WatchError as error:
+                if _is_conflict(error):
+                    return None
+                raise
+        return code, what
 
     def _call(self, client: Any, old: ShardKeys, new: ShardKeys, product_id: bytes, ids: Iterable[bytes]) -> None:  # noqa: ANN401  # or a pipeline of it
         keys = (
