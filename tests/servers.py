@@ -93,6 +93,7 @@ class RedisServer:
         *options: str,
         port: int = 0,
         sentinel: Path | None = None,
+        configuration: Path | None = None,
         environment: Mapping[str, str] | None = None,
         login: dict[str, Any] | None = None,
         tls: Path | None = None,
@@ -100,7 +101,7 @@ class RedisServer:
         self._binary = binary
         self.folder = folder
         self._options = (*options, "--sentinel") if sentinel else ("--save", "", *options)
-        self._configuration = (sentinel,) if sentinel else ()
+        self._configuration = (sentinel or configuration,) if sentinel or configuration else ()
         self._environment = {**os.environ, **(environment or {})}
         self.login = login or {}
         self.tls = tls
