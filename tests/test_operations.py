@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from expirer import control
+from expirer.keys import ShardKeys
 from expirer.times import worker_clock
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -122,6 +123,14 @@ def a_power_cut(shop: Inventory) -> None:
     wait_until(lambda: shop.client.info("persistence")["aof_rewrite_in_progress"] == 0)
 
 
+def a_wrong_number_of_shards(shop: Inventory) -> None:
+    """The checkouts have sixteen shards, the sidecar has one."""
+    for product_id, number in (("tea", 2), ("mug", 9)):
+        one = Inventory(shop.client, ShardKeys.of("inventory", number, 16))
+        one.stock(product_id, 7, 3)
+        one.hold(product_id, 3, 1_795_469_461_999, f"order-12:{product_id}")
+
+
 SITUATIONS: dict[str, tuple[Callable[[Inventory], None], bool]] = {
     "1. The payment provider is down": (a_payment_outage, True),
     "2. A backlog after downtime": (a_backlog, False),
@@ -136,8 +145,14 @@ SITUATIONS: dict[str, tuple[Callable[[Inventory], None], bool]] = {
     "11. A clock has jumped": (a_clock_jump, False),
     "12. A wrong layout": (a_wrong_layout, False),
     "13. A power cut": (a_power_cut, True),
+    "14. Units do not come back, and all is healthy": (a_wrong_number_of_shards, True),
 }
 """Heading -> how the situation comes about, and whether a sidecar runs."""
+FLAGS = {
+    "12. A wrong layout": "--stock-prefix=shop:product:",
+    "14. Units do not come back, and all is healthy": "--shards=16",
+}
+"""Heading -> what an audit of it needs to know."""
 
 
 def sections() -> dict[str, str]:
@@ -147,7 +162,7 @@ def sections() -> dict[str, str]:
 
 
 def test_every_situation_is_made() -> None:
-    """The guide has the thirteen situations that the tests make, in their order."""
+    """The guide has the fourteen situations that the tests make, in their order."""
     assert list(SITUATIONS) == list(sections())
 
 
@@ -167,8 +182,8 @@ def test_its_commands_print_what_it_shows(own_server: RedisServer, tmp_path: Pat
                 has_worker |= command.startswith("expirer run")
 
         settle(client, has_worker=has_worker)
-        prefix = "shop:product:" if "layout" in heading else "{inventory}:stock:"
-        assert reader.types(f"expirer audit --stock-prefix={prefix}").startswith("0 found ")
+        flag = FLAGS.get(heading, "")
+        assert reader.types(f"expirer audit {flag}").startswith("0 found ")
 
 
 def settle(client: redis.Redis, *, has_worker: bool) -> None:
