@@ -273,7 +273,8 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
         active += len(ids)
         present |= _fields(client, settings, keys, ids)
     if not looked_at:
-        yield Remark("ok", "layout", "there is no reservation yet to try it on")
+        finding = "there is no reservation to try it on; if the shop has some, the settings name other keys than it writes"
+        yield Remark("ok", "layout", finding)
         return
     if reasons:
         each = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in reasons.most_common())
