@@ -30,6 +30,7 @@ _CLUSTER = "this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true"
 GRANT = "grant what the README lists under Container, server and rights; ACL LOG names what was refused"
 _REFUSED_IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 """How Redis 7, and 6.2, begin to say so; redis-py knows no class for it."""
+_WRONG_CREDENTIALS = "invalid username-password pair"
 GREETING = "before the first answer"
 """The note of an error that came so early."""
 _LIKE_TLS = ("Connection reset by peer", "Connection closed by server", "Protocol Error")
@@ -95,6 +96,9 @@ def way_out(error: Exception, settings: Settings) -> str:
         return GRANT
     if "of the Cluster serves" in str(error):
         return ways[ClusterDownError]
+    if _WRONG_CREDENTIALS in str(error):  # of a node, or a Sentinel, that was asked for the primary
+        is_sentinel = "Sentinel" in str(error)
+        return "look at EXPIRER_REDIS_SENTINEL_USERNAME and …_PASSWORD" if is_sentinel else ways[AuthenticationError]
     return ways.get(type(error)) or _other_scheme(error, settings)
 
 

@@ -138,3 +138,21 @@ def test_a_server_without_auth_repeats_no_password(server_binary: Path, tmp_path
 
     assert "unknown command 'AUTH'" in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("topology", "variables"),
+    [("redis_cluster", "EXPIRER_REDIS_URL"), ("redis_sentinels", "EXPIRER_REDIS_SENTINEL_USERNAME")],
+)
+def test_wrong_credentials_for_who_knows_the_primary(
+    own_server: RedisServer, log: Log, topology: str, variables: str
+) -> None:
+    """A node or a Sentinel that lets nobody in is named, with the settings that hold its credentials."""
+    own_server.client().config_set("requirepass", "hunter2")
+    address = f"127.0.0.1:{own_server.port}"
+    where = {"redis_cluster": True} if topology == "redis_cluster" else {"redis_sentinels": address}
+    secret = {} if topology == "redis_cluster" else {"redis_sentinel_password": "hunter3"}
+    [message] = told(log, redis_url=f"redis://:hunter3@{address}", **where, **secret)
+
+    assert f"{address}: invalid username-password pair or user is disabled; look at " in message
+    assert variables in message.partition("; look at ")[2]

@@ -273,7 +273,9 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
         active += len(ids)
         present |= _fields(client, settings, keys, ids)
     if not looked_at:
-        finding = "there is no reservation to try it on; if the shop has some, the settings name other keys than it writes"
+        finding = (
+            "no reservation is there to try it on; if the shop has some, it writes other keys than the settings name"
+        )
         yield Remark("ok", "layout", finding)
         return
     if reasons:
