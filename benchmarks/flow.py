@@ -30,8 +30,8 @@ class Flow:
         write_contract(server, self._made)
 
     def wait(self) -> None:
-        """Return a second before the first is due: what was started meanwhile is not measured."""
-        time.sleep(max(0.0, self._start_ms / 1000 - 1 - time.time()))
+        """Return a second before the first is due."""
+        time.sleep(max(0.0, self._start_ms / 1000 - 1 - time.time()))  # what starts meanwhile is not measured
 
     def watch(self) -> Figures:
         """Return how late they came back, those that did not, and the verdict on the counters."""

@@ -229,11 +229,12 @@ def test_a_control_key_that_is_written_meanwhile_is_read_again(
     assert_conserved(client, 16)
 
 
-def test_a_strangers_hash_is_no_reservation(operate: Operate, client: redis.Redis) -> None:
+@pytest.mark.parametrize("field", ["note", "status"])
+def test_a_strangers_hash_is_no_reservation(operate: Operate, client: redis.Redis, field: str) -> None:
     """A hash of somebody else under the prefix of reservations is in nobody's way, and stays where it is."""
     fill(client)
-    client.hset("{inventory}:reservation:last-import", "note", "x")
+    client.hset("{inventory}:reservation:last-import", field, "Active")
 
     assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
-    assert {b"note": b"x"} == client.hgetall("{inventory}:reservation:last-import")
+    assert {field.encode(): b"Active"} == client.hgetall("{inventory}:reservation:last-import")
     assert_conserved(client, 16)

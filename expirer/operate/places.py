@@ -141,8 +141,12 @@ class Places:
     def _is_no_reservation(self, key: bytes) -> bool:
         """Say whether it is somebody's hash under the prefix of reservations, as an audit sees it."""
         [client] = self._servers.each().values()
-        fields = [self._settings.field_product_id, self._settings.field_quantity, self._settings.field_status]
-        return client.type(key) == b"hash" and not any(client.hmget(key, fields))
+        if client.type(key) != b"hash":
+            return False
+        settings = self._settings
+        fields = [settings.field_product_id, settings.field_quantity, settings.field_status]
+        product_id, quantity, status = client.hmget(key, fields)
+        return not product_id and not quantity and status in (None, settings.status_active.encode())
 
     def _tag_of(self, product_id: bytes, shards: int) -> bytes:
         return _tag(ShardKeys.of(self._settings.namespace, shard_of(product_id, shards), shards))
