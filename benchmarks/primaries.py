@@ -21,7 +21,7 @@ from benchmarks.figures import Figures, Round, percentile
 from benchmarks.servers import Server, running
 from benchmarks.shop import Hold, holds
 from benchmarks.systems import expirer_command, working
-from expirer.keys import ShardKeys, shard_of, slot_of
+from expirer.contract.keys import ShardKeys, shard_of, slot_of
 from tests.beds import execute, raw
 from tests.program import wait_until
 from tests.servers import MISSING, RedisServer, find_server, free_cluster_port

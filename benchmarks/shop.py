@@ -11,7 +11,7 @@ from itertools import islice
 import redis
 
 from benchmarks.servers import Server
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 
 KEYS = ShardKeys.of("inventory")
 PRODUCTS = [f"p{n}" for n in range(100)]

@@ -21,11 +21,11 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from expirer import InsufficientStock, Refused, Reservations
-from expirer.connect import connect
-from expirer.errors import location, redact
-from expirer.keys import shard_keys, shard_of
-from expirer.logs import build_logger
-from expirer.settings import ConfigurationError, Settings, load
+from expirer.config.settings import ConfigurationError, Settings, load
+from expirer.connection.connect import connect
+from expirer.connection.errors import location, redact
+from expirer.contract.keys import shard_keys, shard_of
+from expirer.worker.logs import build_logger
 
 PRODUCTS = {"mug": 8, "tee": 6, "poster": 5, "lamp": 3, "teapot": 3, "vase": 2, "chair": 1, "sofa": 1}
 """How often each is wanted."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expirer.reservations import (
+    from expirer.checkout.reservations import (
         Code,
         Ended,
         InsufficientStock,
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> object:
     # Loaded by whoever uses it: the program minds its signals before it loads anything large.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    from expirer import reservations  # noqa: PLC0415
+    from expirer.checkout import reservations  # noqa: PLC0415
 
     return getattr(reservations, name)

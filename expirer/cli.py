@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import expirer
-from expirer.address import CONNECTION
-from expirer.environment import variable
-from expirer.settings import ConfigurationError, Settings, default_text
-from expirer.verbs import GROUPS, VERBS, Verb
+from expirer.commands import GROUPS, VERBS, Verb
+from expirer.config.address import CONNECTION
+from expirer.config.environment import variable
+from expirer.config.settings import ConfigurationError, Settings, default_text
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,15 +23,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from expirer import scripts
-from expirer.address import CONNECTION
-from expirer.connect import connect
-from expirer.errors import location, redact
-from expirer.keys import ShardKeys, shard_keys
-from expirer.logs import build_logger
-from expirer.reservations import InsufficientStock, Refused, Reservations
-from expirer.settings import ConfigurationError, Settings
-from expirer.worker import Worker
+from expirer.checkout.reservations import InsufficientStock, Refused, Reservations
+from expirer.config.address import CONNECTION
+from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import connect, connect_all
+from expirer.connection.errors import location, redact
+from expirer.contract import scripts
+from expirer.contract.keys import ShardKeys, shard_keys
+from expirer.worker.logs import build_logger
+from expirer.worker.worker import Worker
 
 STOCKED = {"lamp": 15, "mug": 60, "poster": 90, "tee": 40}
 _OPEN_S = 11.0
@@ -157,7 +157,7 @@ def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) ->
     _say("Look inside while it runs:")
     _say(f"  {_redis_cli(settings)} ZRANGE '{keys.index}' 0 -1 WITHSCORES")
     _say(f"  {_redis_cli(settings)} HGETALL '{keys.stock_prefix}mug'\n")
-    worker = Worker(connect(settings), settings, build_logger(settings))
+    worker = Worker(connect_all(settings).shards[0], build_logger(settings))
     thread = threading.Thread(target=worker.run, name="expirer-worker")
     thread.start()
     try:

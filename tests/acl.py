@@ -16,9 +16,9 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from expirer import Reservations, cli
-from expirer.connect import Servers, connect_all
-from expirer.settings import Settings
-from expirer.times import worker_clock
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers, connect_all
+from expirer.contract.clock import worker_clock
 from tests.inventory import Inventory
 from tests.reader import ROOT
 from tests.servers import RedisServer

@@ -10,7 +10,7 @@ import redis
 from redis.client import Pipeline
 
 from expirer import Ended, Refused, Reservations
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 
 
 @dataclass(frozen=True, slots=True)

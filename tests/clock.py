@@ -7,7 +7,7 @@ from queue import Empty
 
 import pytest
 
-from expirer.worker import Worker
+from expirer.worker.worker import Worker
 
 
 class FakeTime:
@@ -20,9 +20,9 @@ class FakeTime:
         """What the listener would call, with a message, after so many seconds; each ends a wait."""
         self._worker = worker
         self._most = waits
-        monkeypatch.setattr("expirer.worker.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("expirer.worker.worker.time.monotonic", lambda: self.now)
         monkeypatch.setattr(worker, "_signals", self)
-        monkeypatch.setattr("expirer.worker.WakeListener.start", lambda _: None)
+        monkeypatch.setattr("expirer.worker.worker.WakeListener.start", lambda _: None)
 
     def get(self, timeout: float) -> int:
         """Wait, until the next message or for the whole time."""

@@ -20,9 +20,9 @@ from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
 from expirer import cli
-from expirer.connect import Servers
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
@@ -184,9 +184,9 @@ Operate = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
-    monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.one(client, settings))
+    monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
-        monkeypatch.setattr("expirer.operate.survey.Feed", _QuietFeed)
+        monkeypatch.setattr("expirer.operate.inventory_scan.Feed", _QuietFeed)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

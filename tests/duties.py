@@ -11,16 +11,16 @@ from typing import Any
 from unittest.mock import patch
 
 from expirer import Reservations
-from expirer.connect import Servers, connect, connect_all
-from expirer.observe.metrics import take_sample
-from expirer.observe.probes import ping
-from expirer.observe.watch import Watch
-from expirer.operate.feed import Feed
-from expirer.operate.picture import Camera
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers, connect, connect_all
+from expirer.operate.key_tracking import Feed
 from expirer.operate.reshard import _Move
+from expirer.operate.snapshot import Camera
 from expirer.operate.tail import _follow_all, _positions
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.web.metrics import take_sample
+from expirer.web.probes import ping
+from expirer.web.watch import Watch
+from expirer.worker.worker import Worker
 from tests.acl import Desk, refusals
 from tests.conftest import Log
 from tests.program import wait_until

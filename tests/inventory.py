@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 
 NOW = 1_800_000_000_000
 """The tests' present, Unix ms, where the worker's clock decides."""

@@ -14,8 +14,8 @@ from signal import Signals
 from types import TracebackType
 from typing import Any, Self
 
-from expirer.environment import variable
-from expirer.keys import ShardKeys
+from expirer.config.environment import variable
+from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 
 DEADLINE_S = 50.0

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from expirer import Reservations
-from expirer.keys import ShardKeys, shard_of
+from expirer.contract.keys import ShardKeys, shard_of
 from tests.inventory import Inventory
 
 PRODUCTS = [f"product-{n}" for n in range(40)]

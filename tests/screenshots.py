@@ -17,15 +17,15 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from expirer.connect import Servers, connect
-from expirer.control import pausing, resuming
-from expirer.keys import shard_keys
-from expirer.observe.history import HOUR_MS, PERIOD_MS
-from expirer.observe.page import CSP, View, render
-from expirer.observe.watch import Watch
-from expirer.reservations import Refused, Reservations
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.checkout.reservations import Refused, Reservations
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers, connect, connect_all
+from expirer.contract.control import pausing, resuming
+from expirer.contract.keys import shard_keys
+from expirer.web.history import HOUR_MS, PERIOD_MS
+from expirer.web.page import CSP, View, render
+from expirer.web.watch import Watch
+from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
 from tests.conftest import Log
 from tests.servers import RedisServer, find_server
@@ -47,8 +47,8 @@ class Shop:
         self._reservations = Reservations.from_settings(self._client, self._settings)
         self._random = random.Random(7)
         self._orders = 48_000
-        self._workers = [Worker(connect(self._settings), self._settings, Log().logger()) for _ in range(2)]
-        self._watch = Watch(Servers.one(self._client, self._settings), self._settings, self._workers[0].id)
+        self._workers = [Worker(connect_all(self._settings).shards[0], Log().logger()) for _ in range(2)]
+        self._watch = Watch(Servers.of(self._client, self._settings), self._settings, self._workers[0].id)
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 

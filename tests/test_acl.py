@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from expirer import Reservations
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 from tests.acl import (
     OF_A_TOPOLOGY,
     PASSWORD,

@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys, shard_of
+from expirer.config.settings import Settings
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys, shard_of
 from expirer.operate import audit as audit_module
-from expirer.operate.survey import Survey
-from expirer.settings import Settings
-from expirer.times import worker_clock
-from expirer.worker import Worker
+from expirer.operate.inventory_scan import Survey
+from expirer.worker.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import Inventory
 from tests.proxy import Gate, Proxy, Way

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys
-from expirer.times import worker_clock
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer

@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys
-from expirer.settings import Settings
-from expirer.times import worker_clock
+from expirer.config.settings import Settings
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys
 from tests.conftest import Operate
 from tests.inventory import Inventory, contents
 from tests.servers import RedisServer, free_port
@@ -308,7 +308,7 @@ def test_a_paused_and_braked_shop_can_be_checked(shop: Inventory, check: Check) 
 
 def test_an_old_server_and_a_cluster_are_failures() -> None:
     """What INFO tells of a server that is too old, or a Cluster, is a failure with the way out."""
-    from expirer.host import remarks  # noqa: PLC0415
+    from expirer.connection.server_checks import remarks  # noqa: PLC0415
 
     levels = {
         remark.what: remark.level

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from expirer import __version__, demo, verbs
-from expirer.batch import Tick
+from expirer import __version__, commands, demo
 from expirer.cli import main
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.worker.batch import Tick
 from tests.inventory import Inventory
 from tests.servers import RedisServer
 
@@ -34,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"expirer {__version__}\n" == capsys.readouterr().out
 
 
-VERBS = "the first argument is one of " + ", ".join(dict.fromkeys(name.split()[0] for name in verbs.VERBS))
+VERBS = "the first argument is one of " + ", ".join(dict.fromkeys(name.split()[0] for name in commands.VERBS))
 
 
 @pytest.mark.parametrize("verb", ["run", "once", "demo"])
@@ -169,7 +169,7 @@ def test_the_demo_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) ->
 
 def test_once_fails_where_the_operator_was_faster(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`once` exits 1 where a conflict left its work undone: there is no next tick to do it."""
-    monkeypatch.setattr("expirer.worker.Worker.tick", lambda _: Tick(conflicts=1))
+    monkeypatch.setattr("expirer.worker.worker.Worker.tick", lambda _: Tick(conflicts=1))
 
     assert exit_code("once", "--redis-url", shared_server.url) == 1
 

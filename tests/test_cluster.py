@@ -15,12 +15,12 @@ import pytest
 from redis.cluster import RedisCluster
 
 from expirer import Reservations, cli
-from expirer.batch import Tick
-from expirer.connect import connect_all
-from expirer.crew import Crew
-from expirer.environment import variable
-from expirer.keys import ShardKeys, shard_of
-from expirer.settings import Settings
+from expirer.config.environment import variable
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.contract.keys import ShardKeys, shard_of
+from expirer.worker.batch import Tick
+from expirer.worker.crew import Crew
 from tests.beds import hung, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log

@@ -11,11 +11,11 @@ import pytest
 from redis.cluster import RedisCluster
 
 from expirer import cli
-from expirer.connect import connect_all
-from expirer.keys import shard_of
-from expirer.operate.picture import Camera
-from expirer.settings import Settings
-from expirer.verbs import VERBS
+from expirer.commands import VERBS
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.contract.keys import shard_of
+from expirer.operate.snapshot import Camera
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import wait_until

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from expirer.batch import Tick
-from expirer.connect import PasswordFile, connect
-from expirer.errors import location, redact
-from expirer.logs import build_logger
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import PasswordFile, connect, connect_all
+from expirer.connection.errors import location, redact
+from expirer.worker.batch import Tick
+from expirer.worker.logs import build_logger
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.servers import RedisServer
 
@@ -73,7 +73,7 @@ def test_a_spoilt_password_file_is_an_error_of_the_tick(own_server: RedisServer,
     secret.write_text("one")
     settings = Settings(redis_url=own_server.url, redis_password_file=secret)
     log = Log()
-    worker = Worker(connect(settings), settings, log.logger())
+    worker = Worker(connect_all(settings).shards[0], log.logger())
     secret.write_bytes(b"\xff")
 
     assert Tick(errors=1) == worker.tick()

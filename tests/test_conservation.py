@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from expirer import Refused, Reservations
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 

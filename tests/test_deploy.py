@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 import expirer
-from expirer.environment import variable
-from expirer.settings import Settings, load
-from expirer.verbs import VERBS
+from expirer.commands import VERBS
+from expirer.config.environment import variable
+from expirer.config.settings import Settings, load
 from tests.conftest import Tool
 from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, children, objects, places, pods
 from tests.program import Backlog, Program, wait_until

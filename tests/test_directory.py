@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from redis.exceptions import ConnectionError as NoConnection
 
-from expirer import cli, directory
-from expirer.batch import Batch, Tick
-from expirer.connect import connect
-from expirer.directory import Cluster, HostPort, Sentinels
-from expirer.locate import located
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer import cli
+from expirer.config.settings import Settings
+from expirer.connection import directory
+from expirer.connection.connect import connect_all
+from expirer.connection.directory import Cluster, HostPort, Sentinels
+from expirer.connection.locate import located
+from expirer.worker.batch import Batch, Tick
+from expirer.worker.worker import Worker
 from tests.beds import SERVICE, Replicated
 from tests.conftest import Log
 from tests.program import DEADLINE_S, Backlog
@@ -47,7 +48,7 @@ def test_nonsense_is_no_more_than_an_error(
     address = f"127.0.0.1:{liar(GREETED[5 * (kind == 'sentinels') :] + NONSENSE[what])}"
     flags = {"redis_sentinels": address} if kind == "sentinels" else {"redis_cluster": "true"}
     settings = Settings(**flags, redis_url="redis://localhost" if kind == "sentinels" else f"redis://{address}")  # type: ignore[arg-type]
-    worker = Worker(connect(settings), settings, log.logger())
+    worker = Worker(connect_all(settings).shards[0], log.logger())
 
     assert [Tick(errors=1), Tick(errors=1)] == [worker.tick(), worker.tick()]
     errors = log.of("processing_error")

@@ -10,11 +10,11 @@ import fakeredis
 import pytest
 import redis
 
-from expirer.batch import Tick
-from expirer.control import pausing
-from expirer.settings import Settings
-from expirer.tally import DRAINS, Drain, Tally
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.contract.control import pausing
+from expirer.worker.batch import Tick
+from expirer.worker.tally import DRAINS, Drain, Tally
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 

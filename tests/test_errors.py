@@ -8,11 +8,11 @@ import pytest
 from redis.exceptions import MovedError
 
 from expirer import cli
-from expirer.connect import connect_all
-from expirer.crew import Crew
-from expirer.errors import explain
-from expirer.keys import shard_keys, slot_of
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.connection.errors import explain
+from expirer.contract.keys import shard_keys, slot_of
+from expirer.worker.crew import Crew
 from tests.beds import execute, hung
 from tests.cluster import Cluster
 from tests.conftest import Log

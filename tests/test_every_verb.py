@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys
-from expirer.verbs import VERBS
+from expirer.commands import VERBS
+from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory, contents
 from tests.servers import RedisServer
 from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import pytest
 import redis
 
-from expirer.batch import Tick
-from expirer.worker import Worker
+from expirer.worker.batch import Tick
+from expirer.worker.worker import Worker
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
 

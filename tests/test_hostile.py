@@ -12,10 +12,10 @@ import fakeredis
 import pytest
 import redis
 
-from expirer import scripts
-from expirer.batch import Tick
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.contract import scripts
+from expirer.worker.batch import Tick
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 

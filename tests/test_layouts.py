@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from expirer.batch import Tick
+from expirer.worker.batch import Tick
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW
 

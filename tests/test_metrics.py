@@ -12,16 +12,16 @@ import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 
-from expirer.batch import Tick
-from expirer.connect import Servers
-from expirer.control import pausing
-from expirer.keys import ShardKeys
-from expirer.observe.metrics import Metrics, take_sample
-from expirer.observe.probes import why_not_alive, why_not_ready
-from expirer.observe.refreshed import Refreshed
-from expirer.settings import Settings
-from expirer.tally import LATENESS_BOUNDS_S, Tally
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.control import pausing
+from expirer.contract.keys import ShardKeys
+from expirer.web.metrics import Metrics, take_sample
+from expirer.web.probes import why_not_alive, why_not_ready
+from expirer.web.refreshed import Refreshed
+from expirer.worker.batch import Tick
+from expirer.worker.tally import LATENESS_BOUNDS_S, Tally
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 from tests.program import DEADLINE_S, wait_until
@@ -52,7 +52,7 @@ def tick(client: redis.Redis, log: Log) -> Callable[..., tuple[Metrics, Tick]]:
         known = Settings(clock="worker", **settings)
         tally = Tally(known.shards)
         done = Worker(client, known, log.logger(), lambda: NOW, tally=tally).tick()
-        return Metrics(Servers.one(client, known), known, tally, "w1", 1), done
+        return Metrics(Servers.of(client, known), known, tally, "w1", 1), done
 
     return do
 
@@ -118,9 +118,9 @@ def test_what_cannot_be_read_is_absent(fake_server: fakeredis.FakeServer) -> Non
     """Where Redis cannot be read a sample has no figure, not an old one; where one shard cannot, the others have."""
     client = fakeredis.FakeRedis(server=fake_server)
     client.set(ShardKeys.of("inventory", 0, 2).index, "not ours")
-    half = take_sample(Servers.one(client, Settings(shards=2)), Settings(shards=2))
+    half = take_sample(Servers.of(client, Settings(shards=2)), Settings(shards=2))
     fake_server.connected = False
-    nothing = take_sample(Servers.one(client, Settings(shards=2)), Settings(shards=2))
+    nothing = take_sample(Servers.of(client, Settings(shards=2)), Settings(shards=2))
 
     assert ([1], False) == ([shard.shard for shard in half.shards], half.is_up)
     assert ([], False, None) == (nothing.shards, nothing.is_up, nothing.skew_ms)

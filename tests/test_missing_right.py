@@ -10,12 +10,12 @@ from dataclasses import asdict
 import pytest
 import redis
 
-from expirer import scripts
-from expirer.connect import connect
-from expirer.errors import GRANT
-from expirer.journal import RightsJournal
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect
+from expirer.connection.errors import GRANT
+from expirer.contract import scripts
+from expirer.worker.events import RightsJournal
+from expirer.worker.worker import Worker
 from tests.acl import PASSWORD, RULES
 from tests.conftest import Log
 from tests.inventory import Inventory

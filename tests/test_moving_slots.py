@@ -12,13 +12,13 @@ import redis
 from redis.crc import key_slot
 
 from expirer import cli
-from expirer.batch import Tick
-from expirer.connect import connect_all
-from expirer.crew import Crew
-from expirer.keys import ShardKeys
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.contract.keys import ShardKeys
 from expirer.operate.audit import _Recount
-from expirer.operate.survey import Survey
-from expirer.settings import Settings
+from expirer.operate.inventory_scan import Survey
+from expirer.worker.batch import Tick
+from expirer.worker.crew import Crew
 from tests.beds import execute, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from expirer.connect import connect
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.program import Backlog
 from tests.proxy import CLEAR, Proxy, Way, Weather

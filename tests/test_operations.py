@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from expirer import control
-from expirer.keys import ShardKeys
-from expirer.times import worker_clock
+from expirer.contract import control
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT, Reader, blocks, commands, normal

@@ -14,10 +14,10 @@ from urllib.parse import quote
 import pytest
 import redis
 
-from expirer.batch import Tick
-from expirer.connect import connect
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect
+from expirer.worker.batch import Tick
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import contents
 from tests.program import Backlog, Program, wait_until

@@ -16,18 +16,18 @@ import pytest
 import redis
 
 from expirer import __version__
-from expirer.connect import Servers
-from expirer.control import Pause
-from expirer.keys import shard_keys
-from expirer.observe.charts import Scale, _decades, _linear, charts
-from expirer.observe.history import History, Point
-from expirer.observe.page import CSP, View, render
-from expirer.observe.quarantine import Entry, Quarantine, look
-from expirer.observe.watch import Watch
-from expirer.observe.words import cut, figure, moment, span
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.clock import worker_clock
+from expirer.contract.control import Pause
+from expirer.contract.keys import shard_keys
 from expirer.operate.status import ShardStatus
-from expirer.settings import Settings
-from expirer.times import worker_clock
+from expirer.web.charts import Scale, _decades, _linear, charts
+from expirer.web.format import cut, figure, moment, span
+from expirer.web.history import History, Point
+from expirer.web.page import CSP, View, render
+from expirer.web.quarantine import Entry, Quarantine, look
+from expirer.web.watch import Watch
 from tests.inventory import Inventory
 from tests.views import BY_ANN, HOSTILE, NOW, hostile, hour, scenes, shard, view
 
@@ -341,13 +341,13 @@ def test_the_quarantine_tells_reasons_and_the_newest(client: redis.Redis) -> Non
         client.hset(shops[n % 2].keys.quarantine, f"o{n}:mug", f"reason=stock_missing at={NOW + n} score=1")
     client.hset(shops[0].keys.quarantine, b"\xff", "look at this")
 
-    seen = look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
+    seen = look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
 
     assert (("stock_missing", 30), ("look at this", 1)) == seen.reasons
     assert [Entry(f"o{n}:mug", "stock_missing", NOW + n) for n in range(29, 9, -1)] == list(seen.entries)
     assert 31 == seen.counted
-    assert look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
-    assert Quarantine() == look(Servers.one(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
+    assert look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
+    assert Quarantine() == look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
 
 
 def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
@@ -357,7 +357,7 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     server_client.hset(keys.quarantine, mapping=entries)  # type: ignore[arg-type]
     server_client.config_resetstat()
 
-    seen = look(Servers.one(server_client, Settings()), Settings(), states(5000))
+    seen = look(Servers.of(server_client, Settings()), Settings(), states(5000))
 
     stats = server_client.info("commandstats")
     assert 1000 == seen.counted
@@ -373,7 +373,7 @@ def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis) -> N
     path = server_client.connection_pool.connection_kwargs["path"]
     try:
         with redis.Redis.from_url(f"unix://looker:pw@{path}", protocol=2) as client:
-            watch = Watch(Servers.one(client, Settings()), Settings(), "w")
+            watch = Watch(Servers.of(client, Settings()), Settings(), "w")
             watch.look()
     finally:
         server_client.execute_command("ACL", "DELUSER", "looker")  # type: ignore[no-untyped-call]
@@ -390,7 +390,7 @@ def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
     shop = Inventory(client)
     shop.hold("mug", 2, int(worker_clock()) - 1000)
     client.hset(shop.keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    watch = Watch(Servers.one(client, Settings()), Settings(), "shop-0:7:ab10")
+    watch = Watch(Servers.of(client, Settings()), Settings(), "shop-0:7:ab10")
     before = watch.view()
     watch.look()
     watch.look()
@@ -405,7 +405,7 @@ def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
 
 def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer) -> None:
     """While Redis is away the last picture stays, with the error and its age; then there is a new one."""
-    watch = Watch(Servers.one(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), "w")
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), "w")
     watch.look()
     first = watch.view()
     fake_server.connected = False
@@ -424,13 +424,13 @@ def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer) -> None:
 def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of Redis is shown as well, and no error shows the password."""
     settings = Settings(redis_url="redis://:hunter2@redis:6379/0")
-    watch = Watch(Servers.one(fakeredis.FakeRedis(), settings), settings, "w")
+    watch = Watch(Servers.of(fakeredis.FakeRedis(), settings), settings, "w")
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
         (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
         (redis.TimeoutError(), "TimeoutError: redis://redis:6379/0"),
     ):
-        monkeypatch.setattr("expirer.operate.picture.Camera.take", _raising(failure))
+        monkeypatch.setattr("expirer.operate.snapshot.Camera.take", _raising(failure))
         watch.look()
 
         assert error == watch.view().error

@@ -11,14 +11,14 @@ import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
 
-from expirer.connect import Servers
-from expirer.control import pausing
-from expirer.observe.page import CSP, render
-from expirer.observe.watch import Watch
-from expirer.observe.words import span
-from expirer.settings import Settings
-from expirer.times import worker_clock
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.clock import worker_clock
+from expirer.contract.control import pausing
+from expirer.web.format import span
+from expirer.web.page import CSP, render
+from expirer.web.watch import Watch
+from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
 from tests.conftest import Log, Tool
 from tests.inventory import Inventory
@@ -72,7 +72,7 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     shop = Inventory(server_client)
     now = int(worker_clock())
     worker = Worker(server_client, Settings(), Log().logger())
-    watch = Watch(Servers.one(server_client, Settings()), Settings(), worker.id)
+    watch = Watch(Servers.of(server_client, Settings()), Settings(), worker.id)
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from expirer.connect import connect
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect
 from tests.beds import Replicated, info_of
 from tests.inventory import Inventory
 from tests.network import Network

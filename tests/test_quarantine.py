@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys, shard_of
-from expirer.worker import Worker
+from expirer.contract.keys import ShardKeys, shard_of
+from expirer.worker.worker import Worker
 from tests.conftest import MakeWorker, Operate
 from tests.inventory import NOW, Inventory
 from tests.servers import RedisServer

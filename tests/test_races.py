@@ -14,11 +14,11 @@ from typing import Any, cast
 import pytest
 import redis
 
-from expirer.batch import Tick
-from expirer.control import Pause
-from expirer.expiry import Expiry
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.contract.control import Pause
+from expirer.worker.batch import Tick
+from expirer.worker.expiry import Expiry
+from expirer.worker.worker import Worker
 from tests.checkouts import Answer, LuaCheckout, PlainCheckout
 from tests.conftest import Log
 from tests.inventory import Inventory, contents

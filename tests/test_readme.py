@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from expirer import scripts
-from expirer.environment import variable
-from expirer.keys import ShardKeys
+from expirer.commands import VERBS
+from expirer.config.environment import variable
+from expirer.config.settings import Settings, default_text
+from expirer.contract import scripts
+from expirer.contract.keys import ShardKeys
+from expirer.contract.reasons import ADVICE
 from expirer.operate import findings
-from expirer.operate.reasons import ADVICE
-from expirer.settings import Settings, default_text
-from expirer.verbs import VERBS
 from tests.acl import RULES
 from tests.inventory import Inventory
 from tests.program import wait_until

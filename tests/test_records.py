@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from expirer.worker import Worker
+from expirer.worker.worker import Worker
 from tests.conftest import MakeWorker
 from tests.inventory import NOW, Inventory
 

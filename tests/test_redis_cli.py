@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from expirer import control
-from expirer.times import worker_clock
+from expirer.contract import control
+from expirer.contract.clock import worker_clock
 from tests.inventory import Inventory
 from tests.reader import ROOT, Reader, blocks, commands, normal
 from tests.servers import RedisServer

@@ -10,10 +10,11 @@ import fakeredis
 import pytest
 import redis
 
-from expirer import Code, Ended, InsufficientStock, Refused, Reservation, Reservations, scripts
-from expirer.keys import ShardKeys, shard_of
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer import Code, Ended, InsufficientStock, Refused, Reservation, Reservations
+from expirer.config.settings import Settings
+from expirer.contract import scripts
+from expirer.contract.keys import ShardKeys, shard_of
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory, contents
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import redis
 
-from expirer import Refused, Reservations, control
-from expirer.connect import connect_all
-from expirer.keys import shard_of
+from expirer import Refused, Reservations
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.contract import control
+from expirer.contract.keys import shard_of
 from expirer.operate import reshard
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.worker.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import contents
 from tests.program import Backlog, wait_until

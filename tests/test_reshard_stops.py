@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import redis
 
-from expirer import Reservations, cli, scripts
-from expirer.control import Control
-from expirer.keys import shard_of
+from expirer import Reservations, cli
+from expirer.contract import scripts
+from expirer.contract.control import Control
+from expirer.contract.keys import shard_of
 from expirer.operate import reshard
-from expirer.operate.survey import Survey
+from expirer.operate.inventory_scan import Survey
 from tests.conftest import Operate
 from tests.inventory import contents
 from tests.resharding import assert_conserved, fill, moved, shops
@@ -195,7 +196,7 @@ def test_where_nobody_would_hear_a_checkout_nothing_is_paused(
     def refused(*_: object) -> None:
         raise redis.ResponseError("unknown subcommand 'TRACKING'")
 
-    monkeypatch.setattr("expirer.operate.survey.Feed", refused)
+    monkeypatch.setattr("expirer.operate.inventory_scan.Feed", refused)
     code, _, err = operate("reshard", "--to", "16", "--yes")
 
     assert (1, before) == (code, contents(client))

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from expirer.connect import Servers
-from expirer.control import Pause
-from expirer.keys import ShardKeys
-from expirer.operate.picture import Camera, Picture, Product
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.clock import worker_clock
+from expirer.contract.control import Pause
+from expirer.contract.keys import ShardKeys
 from expirer.operate.screen import View, _chart, _columns, lines
+from expirer.operate.snapshot import Camera, Picture, Product
 from expirer.operate.status import ShardStatus
-from expirer.settings import Settings
-from expirer.times import worker_clock
 from tests.inventory import Inventory
 
 NOW = 1_795_469_462_000
@@ -211,7 +211,7 @@ def test_products_are_counted_among_those_due_first(server_client: redis.Redis) 
     for _ in range(600):
         shops[1].hold("pot", 1, now + 120_000)
 
-    picture = Camera(Servers.one(server_client, Settings(shards=2)), Settings(shards=2)).take()
+    picture = Camera(Servers.of(server_client, Settings(shards=2)), Settings(shards=2)).take()
 
     assert picture.products == [Product("tee", 7, 3), Product("mug", 2, 2), Product("pot", 497, 0)]
     assert (picture.sampled, picture.overdue_units, picture.overdue, picture.active) == (502, 5, 4, 605)
@@ -228,7 +228,7 @@ def test_rate_and_lateness_are_those_since_the_last_picture(server_client: redis
 
     for settings in (Settings(), Settings(grace="2ms"), Settings(events_maxlen=0)):
         server_client.flushall()
-        camera = Camera(Servers.one(server_client, settings), settings)
+        camera = Camera(Servers.of(server_client, settings), settings)
         expire(10_000)
         camera.take()
         for late_ms in (5, 9, 12):
@@ -245,7 +245,7 @@ def test_rate_and_lateness_are_those_since_the_last_picture(server_client: redis
 
 def test_the_first_event_of_all_counts(server_client: redis.Redis) -> None:
     """Where there was no event at the first picture, the first one that comes is counted."""
-    camera = Camera(Servers.one(server_client, Settings()), Settings())
+    camera = Camera(Servers.of(server_client, Settings()), Settings())
     camera.take()
     server_client.xadd(Inventory(server_client).keys.events, {"expires_at": 1000, "expired_at": 1004})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expirer import scripts
+from expirer.contract import scripts
 
 NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "reshard", "settle"]
 

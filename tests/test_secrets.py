@@ -21,12 +21,12 @@ import redis
 import trustme
 
 from expirer import cli
-from expirer.batch import Tick
-from expirer.connect import PasswordFile, connect
-from expirer.logs import build_logger
-from expirer.settings import Settings
-from expirer.verbs import VERBS
-from expirer.worker import Worker
+from expirer.commands import VERBS
+from expirer.config.settings import Settings
+from expirer.connection.connect import PasswordFile, connect, connect_all
+from expirer.worker.batch import Tick
+from expirer.worker.logs import build_logger
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.program import DEADLINE_S, wait_until
 from tests.servers import RedisServer, free_port
@@ -100,7 +100,7 @@ def test_only_the_right_server_is_told_the_password(
     trust = f"?ssl_ca_certs={file}" if is_trusted else ""
     with TlsServer(ca.issue_cert(name)) as server:
         settings = Settings(redis_url=f"rediss://{USER}@localhost:{server.port}/0{trust}")
-        Worker(connect(settings), settings, log.logger()).tick()
+        Worker(connect_all(settings).shards[0], log.logger()).tick()
         wait_until(lambda: server.greeted)
 
     assert (SECRET.encode() in server.told) == (not said)
@@ -258,5 +258,5 @@ def test_no_library_logs_a_password(own_server: RedisServer, caplog: pytest.LogC
         admin.config_set("requirepass", "another")
     settings = Settings(redis_url=f"redis://{USER}@127.0.0.1:{own_server.port}/0")
 
-    assert Tick(errors=1) == Worker(connect(settings), settings, log.logger()).tick()
+    assert Tick(errors=1) == Worker(connect_all(settings).shards[0], log.logger()).tick()
     assert [] == leaks(caplog.text)

@@ -15,11 +15,11 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.batch import Tick
-from expirer.connect import connect
-from expirer.logs import build_logger
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.worker.batch import Tick
+from expirer.worker.logs import build_logger
+from expirer.worker.worker import Worker
 from tests.conftest import Log, MakeWorker, Operate
 from tests.inventory import NOW, Inventory, contents
 from tests.program import Program, wait_until
@@ -136,7 +136,7 @@ def test_a_server_that_lies_is_no_more_than_an_error(
     url = f"redis://127.0.0.1:{liar(NONSENSE[what])}/0?socket_timeout=1"
     settings = Settings(redis_url=url, log_format="json")
     stream = io.StringIO()
-    worker = Worker(connect(settings), settings, build_logger(settings, stream))
+    worker = Worker(connect_all(settings).shards[0], build_logger(settings, stream))
 
     assert [Tick(errors=1), Tick(errors=1)] == [worker.tick(), worker.tick()]
     assert cli.main(["pause", "--redis-url", url]) == 1

@@ -9,12 +9,12 @@ from signal import SIGTERM
 import pytest
 
 from expirer import cli
-from expirer.batch import Tick
-from expirer.connect import connect, connect_all
-from expirer.crew import Crew
-from expirer.errors import location
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.connection.errors import location
+from expirer.worker.batch import Tick
+from expirer.worker.crew import Crew
+from expirer.worker.worker import Worker
 from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas
 from tests.conftest import Log
 from tests.inventory import Inventory
@@ -25,7 +25,7 @@ from tests.servers import free_port
 def worker_of(bed: Replicated, log: Log, **settings: object) -> Worker:
     """Build a worker with the client that the program would use."""
     chosen = Settings(**{**bed.settings, **settings})
-    return Worker(connect(chosen), chosen, log.logger())
+    return Worker(connect_all(chosen).shards[0], log.logger())
 
 
 def test_the_primary_is_found_again(replicated: Replicated, log: Log, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +166,6 @@ def test_no_sentinel_is_there_yet(log: Log) -> None:
     ports = free_port(), free_port()
     settings = Settings(redis_sentinels=",".join(f"127.0.0.1:{port}" for port in ports))
 
-    assert Tick(errors=1) == Worker(connect(settings), settings, log.logger()).tick()
+    assert Tick(errors=1) == Worker(connect_all(settings).shards[0], log.logger()).tick()
     [error] = log.of("processing_error")
     assert all(f"127.0.0.1:{port}: Error 111" in error["message"] for port in ports)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from expirer.keys import ShardKeys, shard_keys
-from expirer.settings import ConfigurationError, Settings, load
-from expirer.times import parse_duration, to_ms
+from expirer.config.durations import parse_duration, to_ms
+from expirer.config.settings import ConfigurationError, Settings, load
+from expirer.contract.keys import ShardKeys, shard_keys
 
 
 def problems(flags: dict[str, str] | None = None) -> list[str]:

@@ -13,9 +13,9 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 import pytest
 import redis
 
-from expirer.connect import connect
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect
+from expirer.worker.worker import Worker
 from tests.conftest import Log, Unhurried
 from tests.program import DEADLINE_S, Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way

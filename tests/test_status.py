@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from expirer import __version__, cli
-from expirer.keys import ShardKeys
-from expirer.settings import Settings
-from expirer.times import worker_clock
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.servers import RedisServer

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from expirer import cli
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 from expirer.operate.tail import _before
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, wait_until

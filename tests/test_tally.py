@@ -9,10 +9,10 @@ import fakeredis
 import pytest
 import redis
 
-from expirer.batch import Tick
-from expirer.settings import Settings
-from expirer.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.worker.batch import Tick
+from expirer.worker.tally import BATCH_BOUNDS_S, LATENESS_BOUNDS_S, Tally
+from expirer.worker.worker import Worker
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
 

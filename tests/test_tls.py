@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from expirer import cli
-from expirer.batch import Tick
-from expirer.connect import connect, connect_all
-from expirer.crew import Crew
-from expirer.keys import ShardKeys
-from expirer.settings import ConfigurationError, Settings, load
-from expirer.worker import Worker
+from expirer.config.settings import ConfigurationError, Settings, load
+from expirer.connection.connect import connect, connect_all
+from expirer.contract.keys import ShardKeys
+from expirer.worker.batch import Tick
+from expirer.worker.crew import Crew
+from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.certificates import Authority
 from tests.cluster import Cluster
@@ -136,7 +136,7 @@ def test_a_user_and_a_rotated_password_file(
         admin.execute_command("ACL", "SETUSER", *acl.split()[1:])  # type: ignore[no-untyped-call]
         url = f"rediss://sidecar@127.0.0.1:{port}/0?ssl_ca_certs={authority.certificate}"
         settings = Settings(redis_url=url, redis_password_file=secret)
-        worker = Worker(connect(settings), settings, log.logger())
+        worker = Worker(connect_all(settings).shards[0], log.logger())
         assert Tick() == worker.tick()
 
         admin.execute_command("ACL", "SETUSER", "sidecar", "resetpass", ">two")  # type: ignore[no-untyped-call]
@@ -166,9 +166,9 @@ def test_sentinels_with_tls(server_binary: Path, tmp_path: Path, authority: Auth
         server_binary, tmp_path, *split(tls_options(authority)), "--tls-replication", "yes", tls=authority.certificate
     ) as bed:
         settings = Settings(**bed.settings)
-        assert Tick() == Worker(connect(settings), settings, log.logger()).tick(), log.entries
+        assert Tick() == Worker(connect_all(settings).shards[0], log.logger()).tick(), log.entries
         bed.failover()
-        worker = Worker(connect(settings), settings, log.logger())
+        worker = Worker(connect_all(settings).shards[0], log.logger())
 
         assert Tick() == worker.tick(), log.entries
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from expirer import cli
-from expirer.operate.picture import Camera, Picture
+from expirer.config.settings import Settings
+from expirer.contract.clock import worker_clock
 from expirer.operate.screen import View
+from expirer.operate.snapshot import Camera, Picture
 from expirer.operate.top import _watch
-from expirer.settings import Settings
-from expirer.times import worker_clock
 from tests.conftest import Tool
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, wait_until

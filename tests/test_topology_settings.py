@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from expirer.connect import connect_all
-from expirer.errors import location, redact
-from expirer.keys import shard_keys, slot_of
-from expirer.settings import ConfigurationError, load
+from expirer.config.settings import ConfigurationError, load
+from expirer.connection.connect import connect_all
+from expirer.connection.errors import location, redact
+from expirer.contract.keys import shard_keys, slot_of
 
 CLUSTER = {"redis_cluster": "true"}
 OURS = "in a Redis Cluster all keys of a shard need the hash tag {inventory}, which EXPIRER_NAMESPACE sets"

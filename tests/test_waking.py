@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from expirer import Reservations
-from expirer.keys import ShardKeys
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.contract.keys import ShardKeys
+from expirer.worker.worker import Worker
 from tests.clock import FakeTime
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
@@ -234,7 +234,7 @@ def test_a_message_wakes_it(server_client: redis.Redis, log: Log) -> None:
 
 def test_a_lost_subscription_is_renewed(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its subscription was cut the worker subscribes again, and looks for what it missed."""
-    monkeypatch.setattr("expirer.wake._RECONNECT_S", 0.05)
+    monkeypatch.setattr("expirer.worker.wake._RECONNECT_S", 0.05)
     shop = Inventory(server_client)
     shop.stock("mug", 10)
     worker = Worker(server_client, Settings(interval="24h"), log.logger())

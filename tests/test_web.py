@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from expirer.connect import connect
-from expirer.observe import beside
-from expirer.settings import ConfigurationError, Settings
-from expirer.sidecar import run
-from expirer.times import worker_clock
-from expirer.worker import Worker
+from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import connect
+from expirer.contract.clock import worker_clock
+from expirer.web import beside
+from expirer.worker.process import run
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Backlog, Program, wait_until

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from expirer import wire
-from expirer.batch import Batch, Tick
-from expirer.keys import ShardKeys
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.config.settings import Settings
+from expirer.connection import pipeline
+from expirer.contract.keys import ShardKeys
+from expirer.worker.batch import Batch, Tick
+from expirer.worker.worker import Worker
 from tests.clock import FakeTime
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
@@ -358,14 +358,14 @@ def test_a_drain_costs_one_packet_a_batch(
     worker = make_worker(batch_size=10)
     worker.tick()  # loads the script
     inventory.overdue("mug", 80)
-    write = wire.write
+    write = pipeline.write
     packets: list[list[object]] = []
 
     def count(connection: object, *commands: tuple[object, ...]) -> None:
         packets.append([command[0] for command in commands])
         write(connection, *commands)
 
-    monkeypatch.setattr(wire, "write", count)
+    monkeypatch.setattr(pipeline, "write", count)
 
     assert worker.tick().expired == 80
     look, batch = ["WATCH", "HMGET"], ["MULTI", "EVALSHA", "EXEC"]
@@ -380,7 +380,7 @@ def test_a_batch_is_told_of_though_the_next_cannot_be_sent(
     worker = make_worker(batch_size=10)
     worker.tick()  # loads the script
     inventory.overdue("mug", 30)
-    write = wire.write
+    write = pipeline.write
     left = iter(range(3))
 
     def break_down(connection: object, *commands: tuple[object, ...]) -> None:
@@ -388,10 +388,10 @@ def test_a_batch_is_told_of_though_the_next_cannot_be_sent(
             raise redis.ConnectionError("cut")
         write(connection, *commands)
 
-    monkeypatch.setattr(wire, "write", break_down)
+    monkeypatch.setattr(pipeline, "write", break_down)
 
     assert worker.tick() == Tick(expired=10, units=10, overdue=20, errors=1)
     assert len(log.of("reservation_expired")) == 10
-    monkeypatch.setattr(wire, "write", write)
+    monkeypatch.setattr(pipeline, "write", write)
     assert worker.tick().expired == 20
     inventory.assert_conserved({"mug": 30})

@@ -15,9 +15,9 @@ from typing import Self
 
 import redis
 
-from expirer.reservations import Refused, Reservations
-from expirer.settings import Settings
-from expirer.worker import Worker
+from expirer.checkout.reservations import Refused, Reservations
+from expirer.config.settings import Settings
+from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
 

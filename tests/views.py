@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from expirer.control import Pause
-from expirer.observe.history import PERIOD_MS, Point
-from expirer.observe.page import View
-from expirer.observe.quarantine import Entry, Quarantine
-from expirer.operate.picture import Picture, Product
+from expirer.config.settings import Settings
+from expirer.contract.control import Pause
+from expirer.operate.snapshot import Picture, Product
 from expirer.operate.status import ShardStatus
-from expirer.settings import Settings
+from expirer.web.history import PERIOD_MS, Point
+from expirer.web.page import View
+from expirer.web.quarantine import Entry, Quarantine
 
 NOW = 1_795_469_462_000
 BY_ANN = Pause("ann@shop-1", "payment outage", NOW - 600_000, NOW + 1_200_000)

@@ -14,14 +14,14 @@ from typing import Any, TextIO
 from redis.exceptions import WatchError
 from tqdm import tqdm
 
-from expirer.connect import Servers
-from expirer.logs import build_logger
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.text import readable
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
+from expirer.operate.inventory_scan import Survey, integer
 from expirer.operate.server import redis_or_say, server_now
-from expirer.operate.survey import Survey, integer
 from expirer.operate.terminal import confirms, shown, who
-from expirer.settings import Settings
-from expirer.texts import readable
+from expirer.worker.logs import build_logger
 
 _SETTLE_S = 1.0
 """A writer that writes a reservation by single commands is through by then; what is wrong still is wrong."""
@@ -136,7 +136,7 @@ class _Audit:
 
     def _judge(self, number: int, id_: bytes) -> Finding | None:
         (row,) = self._survey.examine(number, [id_])
-        return judge(self._settings, number, row, server_now(self._servers.shards[number], self._settings))
+        return judge(self._settings, number, row, server_now(self._servers.shards[number].client, self._settings))
 
     def _count_products(self) -> Iterator[Finding]:
         size = self._survey.size()
@@ -166,7 +166,7 @@ class _Audit:
     def _mend_reservation(self, finding: Finding) -> str:
         keys = self._survey.shards[finding.shard]
         reservation: Any = keys.reservation_prefix.encode() + finding.id
-        with self._servers.shards[finding.shard].pipeline() as transaction:
+        with self._servers.shards[finding.shard].client.pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(reservation, keys.quarantine)
             current = self._judge(finding.shard, finding.id)
@@ -250,7 +250,7 @@ class _Recount:
             WatchError: they were written meanwhile; nothing was done.
 
         """
-        with self._survey.servers.shards[self._number].pipeline() as pipe:
+        with self._survey.servers.shards[self._number].client.pipeline() as pipe:
             count = self._watch(pipe)
             pipe.multi()
             act(pipe, count)

@@ -12,15 +12,16 @@ from typing import Any
 
 from redis import Redis
 
-from expirer import control
-from expirer.control import Control
-from expirer.keys import ShardKeys, shard_keys
+from expirer.config.durations import to_ms
+from expirer.config.settings import Settings
+from expirer.contract import control
+from expirer.contract.clock import unix_ms
+from expirer.contract.control import Control
+from expirer.contract.keys import ShardKeys
+from expirer.contract.text import readable
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import is_live, redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_pause, shown_time
-from expirer.settings import Settings
-from expirer.texts import readable
-from expirer.times import to_ms, unix_ms
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -37,7 +38,7 @@ def canary(settings: Settings, *, as_json: bool) -> int:
     """Print how late each hold came back; return 0 where all did, else 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with redis_or_say(settings) as servers:
-        shards = list(enumerate(zip(servers.shards, shard_keys(settings), strict=True)))
+        shards = list(enumerate((shard.client, shard.keys) for shard in servers.shards))
         for number, (client, keys) in shards:
             obstacle = _obstacle(client, settings, keys)
             if obstacle:

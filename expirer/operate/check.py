@@ -15,20 +15,20 @@ from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from expirer import control, scripts
-from expirer.connect import Servers
-from expirer.directory import shown as shown_address
-from expirer.environment import variable
-from expirer.errors import GRANT, location, redact, said, way_out
-from expirer.expiry import Expiry
-from expirer.host import Remark, remarks
-from expirer.keys import ShardKeys, shard_keys
+from expirer.config.environment import variable
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.connection.directory import shown as shown_address
+from expirer.connection.errors import GRANT, location, redact, said, way_out
+from expirer.connection.server_checks import Remark, remarks
+from expirer.contract import control, scripts
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys, shard_keys
+from expirer.contract.text import readable
 from expirer.operate.scratch import Scratch
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import shown
-from expirer.settings import Settings
-from expirer.texts import readable
-from expirer.times import worker_clock
+from expirer.worker.expiry import Expiry
 
 _LARGEST_SKEW_MS = 1000
 _SAMPLE = 100
@@ -94,7 +94,7 @@ def _way_out(error: ResponseError, settings: Settings) -> str:
 
 
 def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
-    client = servers.shards[0]
+    client = servers.shards[0].client
     client.exists(shards[0].control)
     began_at = perf_counter()
     client.exists(shards[0].control)
@@ -162,7 +162,7 @@ def _about_clock(client: Redis, settings: Settings) -> Remark:
 
 def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     wrong = False
-    for finding in wrong_types(zip(servers.shards, shards, strict=True)):
+    for finding in wrong_types(((shard.client, shard.keys) for shard in servers.shards)):
         wrong = True
         advice = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
         yield Remark("failure", "keys", finding, advice)
@@ -198,9 +198,7 @@ def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
     for client in servers.each().values():
         client.script_load(scripts.load("expire").text)
-        if settings.min_replicas_ack:
-            client.wait(0, 1)
-    for number, (client, keys) in enumerate(zip(servers.shards, shards, strict=True)):
+    for number, (client, keys) in enumerate(((shard.client, shard.keys) for shard in servers.shards)):
         prefix = f"{keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(keys, **{name: prefix + name for name in _OF_THE_SCRIPT})
         scratch = Scratch.of("check", settings, number, own)
@@ -213,7 +211,7 @@ def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
             pipe.hdel(keys.control, prefix)  # it is not there: this tries the right, and changes nothing
             scratch.write(pipe, 1, is_plain=is_plain)
             written = len(pipe.command_stack)
-            pipe.execute_command(*Expiry(client, settings, own, "check").command(1))
+            pipe.execute_command(*Expiry(replace(servers.shards[number], keys=own), "check").command(1))
             scratch.remove(pipe)
             for name in _OF_THE_SCRIPT:
                 pipe.pexpire(getattr(own, name), 0)
@@ -241,7 +239,7 @@ def _is_plain(client: Redis, settings: Settings, keys: ShardKeys) -> bool:
 
 def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     names = [name for keys in shards for name in (keys.wake, keys.ticks)]
-    client = servers.shards[0]
+    client = servers.shards[0].client
     try:
         with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(*names)
@@ -263,8 +261,9 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
     present: set[str] = set()
     active = looked_at = 0
     sampled = settings.model_copy(update={"batch_size": _SAMPLE})
-    for client, keys in zip(servers.shards, shards, strict=True):
-        batch = Expiry(client, sampled, keys, "check", lambda: float(_FAR_FUTURE)).preview()
+    for shard in servers.shards:
+        client, keys = shard.client, shard.keys
+        batch = Expiry(replace(shard, settings=sampled), "check", lambda: float(_FAR_FUTURE)).preview()
         looked_at += batch.due
         for id_, reason in batch.quarantined():
             reasons[reason] += 1

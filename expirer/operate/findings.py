@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from expirer.operate.survey import Row
+from expirer.config.durations import to_ms
+from expirer.config.settings import Settings
+from expirer.contract.clock import unix_ms
+from expirer.contract.text import readable
+from expirer.operate.inventory_scan import Row
 from expirer.operate.terminal import shown, shown_time
-from expirer.settings import Settings
-from expirer.texts import readable
-from expirer.times import to_ms, unix_ms
 
 _MS_LEAST, _S_LEAST, _S_LIMIT = 1e11, 1e9, 1e10
 """A Unix time is in milliseconds from the first on, in seconds between the other two (as expire.lua has it)."""

@@ -11,13 +11,13 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from expirer.connect import Servers
-from expirer.environment import variable
-from expirer.keys import ShardKeys, shard_keys, shard_of
-from expirer.operate.survey import Row, Survey, literal, pack, scan
+from expirer.config.environment import variable
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
+from expirer.contract.keys import ShardKeys, shard_keys, shard_of
+from expirer.contract.text import readable
+from expirer.operate.inventory_scan import Row, Survey, literal, pack, scan
 from expirer.operate.terminal import shown
-from expirer.settings import Settings
-from expirer.texts import readable
 
 MOST_SHARDS = 1024
 

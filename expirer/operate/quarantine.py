@@ -11,17 +11,18 @@ from typing import Any, TextIO
 from redis import Redis
 from structlog.typing import FilteringBoundLogger
 
-from expirer import scripts
-from expirer.connect import Servers
-from expirer.keys import ShardKeys, shard_keys
-from expirer.logs import build_logger
-from expirer.operate.look import show as show_reservation
-from expirer.operate.reasons import parsed
+from expirer.config.durations import to_ms
+from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import Servers
+from expirer.contract import scripts
+from expirer.contract.clock import unix_ms, worker_clock
+from expirer.contract.keys import ShardKeys
+from expirer.contract.reasons import parsed
+from expirer.contract.text import readable
+from expirer.operate.inspect import show as show_reservation
 from expirer.operate.server import redis_or_say
 from expirer.operate.terminal import confirms, shown, shown_time, who
-from expirer.settings import ConfigurationError, Settings
-from expirer.texts import readable
-from expirer.times import to_ms, unix_ms, worker_clock
+from expirer.worker.logs import build_logger
 
 _SLICE = 100
 
@@ -30,7 +31,8 @@ def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
     """Print every quarantine entry, and how many there are of each reason; return the exit code."""
     with redis_or_say(settings) as servers:
         reasons: Counter[str] = Counter()
-        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
+        for shard in servers.shards:
+            number, client, keys = shard.number, shard.client, shard.keys
             for id_, entry in _entries(client, keys, reason):
                 known = parsed(entry)
                 reasons[known["reason"]] += 1
@@ -50,7 +52,7 @@ def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
     """Print everything that is known of an entry, and what to do; return 1 where it is not in quarantine."""
     with redis_or_say(settings) as servers:
         name: Any = reservation_id.encode(errors="surrogateescape")
-        shards = zip(servers.shards, shard_keys(settings), strict=True)
+        shards = ((shard.client, shard.keys) for shard in servers.shards)
         if any(client.hexists(keys.quarantine, name) for client, keys in shards):
             return show_reservation(settings, reservation_id, as_json=as_json)
         sys.stderr.write(f"expirer: {shown(reservation_id)}: it is not in quarantine\n")
@@ -105,11 +107,11 @@ class _Desk:
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self.done: Counter[str] = Counter()
         self._settings = settings
-        self._shards: list[_Shard] = list(zip(servers.shards, shard_keys(settings), strict=True))
+        self._shards: list[_Shard] = list(((shard.client, shard.keys) for shard in servers.shards))
         self._log: FilteringBoundLogger = build_logger(settings)
         self._by = who()
-        self._requeue = servers.shards[0].register_script(scripts.load("requeue").text)
-        self._settle = servers.shards[0].register_script(scripts.load("settle").text)
+        self._requeue = servers.shards[0].client.register_script(scripts.load("requeue").text)
+        self._settle = servers.shards[0].client.register_script(scripts.load("settle").text)
         self._requeued: dict[str, _Shard] = {}
         """By the channel on which their workers are told."""
 

@@ -11,20 +11,20 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 from tqdm import tqdm
 
-from expirer import control, scripts
-from expirer.connect import Servers
-from expirer.control import Control
-from expirer.environment import variable
-from expirer.errors import explain, location
-from expirer.keys import ShardKeys
+from expirer.config.environment import variable
+from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import Servers
+from expirer.connection.errors import explain, location
+from expirer.contract import control, scripts
+from expirer.contract.control import Control
+from expirer.contract.keys import ShardKeys
+from expirer.contract.text import readable
 from expirer.operate.audit import audit
 from expirer.operate.check import wrong_types
+from expirer.operate.inventory_scan import integer, sliced, unpacked
 from expirer.operate.places import MOST_SHARDS, Ids, Places, Trouble
 from expirer.operate.server import redis_or_say, server_now
-from expirer.operate.survey import integer, sliced, unpacked
 from expirer.operate.terminal import confirms, shown, shown_pause, who
-from expirer.settings import ConfigurationError, Settings
-from expirer.texts import readable
 
 _KEYS = ("index", "quarantine", "control", "stats", "operations")
 _NOBODY = b"\0"
@@ -100,7 +100,7 @@ def _is_conflict(error: RedisError) -> bool:
 
 class _Move:
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
-        self._client: Redis = servers.shards[0]
+        self._client: Redis = servers.shards[0].client
         self._client.connection_pool.connection_kwargs["socket_timeout"] = _PATIENCE_S
         self._settings = settings
         self._places = Places(servers, settings, target)

@@ -6,8 +6,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
-from expirer.keys import ShardKeys, shard_of
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.contract.keys import ShardKeys, shard_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from expirer.operate.picture import Picture
+from expirer.operate.snapshot import Picture
 from expirer.operate.status import ShardStatus
 from expirer.operate.terminal import shown, shown_time
 

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import RedisError
 
-from expirer.connect import Servers, connect_all
-from expirer.errors import explain, location
-from expirer.keys import ShardKeys
+from expirer.config.durations import to_ms
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers, connect_all
+from expirer.connection.errors import explain, location
+from expirer.contract.clock import worker_clock
+from expirer.contract.keys import ShardKeys
 from expirer.operate.terminal import shown
-from expirer.settings import Settings
-from expirer.times import to_ms, worker_clock
 
 LATE_TICK_MS = 5000
 """A worker whose last tick is older than the interval by this much is not there."""

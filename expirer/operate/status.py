@@ -14,15 +14,16 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from expirer import control
-from expirer.control import Control, Pause
-from expirer.errors import PRIMARY, explain
-from expirer.keys import ShardKeys, shard_keys
+from expirer.config.durations import to_ms
+from expirer.config.settings import Settings
+from expirer.connection.errors import PRIMARY, explain
+from expirer.contract import control
+from expirer.contract.clock import unix_ms
+from expirer.contract.control import Control, Pause
+from expirer.contract.keys import ShardKeys
+from expirer.contract.text import readable
 from expirer.operate.server import count_overdue, is_live, redis_or_say, server_now
 from expirer.operate.terminal import shown, shown_pause, shown_time
-from expirer.settings import Settings
-from expirer.texts import readable
-from expirer.times import to_ms, unix_ms
 
 _COUNTED = 10_000
 """Units of so many overdue reservations are summed, the oldest; more would be a scan."""
@@ -53,7 +54,8 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
     """Print the state of every shard; return 0 where all are healthy, else 1."""
     with redis_or_say(settings) as servers:
         shards, skew_ms = [], 0
-        for number, (client, keys) in enumerate(zip(servers.shards, shard_keys(settings), strict=True)):
+        for shard in servers.shards:
+            number, client, keys = shard.number, shard.client, shard.keys
             try:
                 here = time.time_ns() // 1_000_000
                 skew_ms = server_now(client, settings) - here

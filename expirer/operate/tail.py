@@ -19,14 +19,13 @@ from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, TryAg
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as TooLate
 
-from expirer.connect import Servers
-from expirer.errors import location
-from expirer.keys import shard_keys
+from expirer.config.durations import parse_duration, to_ms
+from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import Servers
+from expirer.connection.errors import location
+from expirer.contract.text import readable
 from expirer.operate.server import redis_or_say, server_now, trouble
 from expirer.operate.terminal import shown, shown_time
-from expirer.settings import ConfigurationError, Settings
-from expirer.texts import readable
-from expirer.times import parse_duration, to_ms
 
 _BLOCK_MS = 1000
 _COUNT = 500
@@ -63,9 +62,9 @@ def tail(settings: Settings, start: str | None, *, as_json: bool) -> int:
 
 def _positions(servers: Servers, settings: Settings, start: str | None) -> list[_Stream]:
     """Return each stream with the id after which it is read."""
-    shards = list(enumerate(zip(servers.shards, shard_keys(settings), strict=True)))
+    shards = list(enumerate((shard.client, shard.keys) for shard in servers.shards))
     if start is not None:
-        first = _first(servers.shards[0], settings, start)
+        first = _first(servers.shards[0].client, settings, start)
         return [_Stream(number, client, keys.events, first) for number, (client, keys) in shards]
     streams = []
     for number, (client, keys) in shards:

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from expirer.control import Pause
+from expirer.contract.control import Pause
 
 
 def who() -> str:

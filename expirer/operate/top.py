@@ -13,12 +13,12 @@ from typing import Any, TextIO
 
 from redis.exceptions import RedisError
 
-from expirer.connect import connect_all
-from expirer.errors import explain, location
-from expirer.operate.picture import Camera
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.connection.errors import explain, location
 from expirer.operate.screen import HEALTHY, STATE_ROW, View, lines
+from expirer.operate.snapshot import Camera
 from expirer.operate.terminal import shown
-from expirer.settings import Settings
 
 _PERIOD_S = 1.0
 _KEY_MS = 100

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import redis
 
-from expirer import control
-from expirer.keys import ShardKeys
+from expirer.contract import control
+from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Program
 from tests.proxy import Weather

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 from tests.program import DEADLINE_S, Program, wait_until
 from tests.servers import RedisServer
 from tests.torture.fault import Outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from expirer.keys import ShardKeys
+from expirer.contract.keys import ShardKeys
 from tests.torture.record import Stories, Story
 
 _FIELDS = ("product_id", "quantity", "status", "expires_at")

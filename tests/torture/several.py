@@ -11,9 +11,8 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
-from expirer.connect import connect_all
-from expirer.keys import shard_keys
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
 from tests.beds import House, Replicated, execute
 from tests.cluster import Cluster
 from tests.network import Network
@@ -38,7 +37,7 @@ class Several(Bed):
         self.network = self._running.enter_context(Network(self._binary))
         self._running.enter_context(self._house())
         settings = Settings(**self.settings(of_workers=False))
-        self.shards = list(zip(connect_all(settings).shards, shard_keys(settings), strict=True))
+        self.shards = list(((shard.client, shard.keys) for shard in connect_all(settings).shards))
 
     def tear_down(self) -> None:
         """End every server, then the network."""

@@ -18,9 +18,9 @@ from typing import Any
 
 import redis
 
-from expirer.connect import connect_all
-from expirer.keys import shard_keys, shard_of
-from expirer.settings import Settings
+from expirer.config.settings import Settings
+from expirer.connection.connect import connect_all
+from expirer.contract.keys import shard_of
 from tests.checkouts import LuaCheckout, PlainCheckout
 from tests.program import DEADLINE_S
 from tests.torture.record import Record, Step
@@ -66,10 +66,9 @@ class Shop:
 class _Checkout:
     def __init__(self, settings: Settings, path: Path, number: int, chance: random.Random, recent: deque[Step]) -> None:
         # These clients never repeat a command by themselves: what is repeated is recorded as a step of its own.
-        clients = connect_all(settings).shards
         self._shards = [
-            PlainCheckout(client, keys) if number % 2 else LuaCheckout(client, settings.shards)
-            for client, keys in zip(clients, shard_keys(settings), strict=True)
+            PlainCheckout(shard.client, shard.keys) if number % 2 else LuaCheckout(shard.client, settings.shards)
+            for shard in connect_all(settings).shards
         ]
         self._record = Record(path)
         self._name = path.stem

@@ -7,9 +7,9 @@ from typing import Any
 
 import redis
 
-from expirer import control
-from expirer.control import Control
-from expirer.keys import ShardKeys
+from expirer.contract import control
+from expirer.contract.control import Control
+from expirer.contract.keys import ShardKeys
 from tests.proxy import CLEAR, Proxy, Weather
 from tests.servers import RedisServer, free_port
 from tests.torture.bed import Bed

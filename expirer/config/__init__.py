@@ -1,0 +1,1 @@
+"""Reads the settings: connection, layout, behaviour."""

@@ -1,0 +1,1 @@
+"""Turns settings into clients, and errors into words."""

@@ -1,0 +1,34 @@
+"""The reasons for quarantine: how an entry is read, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from expirer.contract.text import readable
+
+ADVICE = {
+    "reservation_missing": "a writer died half way, or the prefix is wrong; find its units, then release or drop it",
+    "reservation_wrong_type": "its key is no hash: check EXPIRER_RESERVATION_PREFIX",
+    "status_unknown": "name the word in EXPIRER_STATUS_ENDED, or mend the status; then requeue",
+    "unit_mismatch": "check EXPIRER_SCORE_UNIT; then requeue",
+    "expires_at_invalid": "mend the field, or set EXPIRER_FIELD_EXPIRES_AT= ; then requeue",
+    "product_id_missing": "check EXPIRER_FIELD_PRODUCT_ID; then requeue, or release with --product",
+    "quantity_invalid": "mend the quantity, then requeue; or release what it holds",
+    "stock_missing": "restore the product, or check EXPIRER_STOCK_PREFIX; then requeue",
+    "stock_wrong_type": "check EXPIRER_STOCK_PREFIX; then requeue",
+    "available_invalid": "mend the counter; then requeue",
+    "reserved_invalid": "recount with expirer audit --repair; then requeue",
+    "reserved_too_small": "recount with expirer audit --repair; then requeue",
+    "available_overflow": "mend the counter; then requeue",
+}
+"""Reason -> what to do."""
+
+
+def parsed(entry: bytes) -> dict[str, Any]:
+    """Read `reason=… at=… score=…`; what a person wrote otherwise is the reason as it stands."""
+    text = readable(entry)
+    match = re.fullmatch(r"reason=(\S+) at=(\d{1,16}) score=(\S+)", text)
+    if match is None:
+        return {"reason": text, "at": None, "score": None}
+    return {"reason": match[1], "at": int(match[2]), "score": match[3]}

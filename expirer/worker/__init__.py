@@ -1,0 +1,1 @@
+"""Expires what is due: when, what, and what is logged and counted."""
