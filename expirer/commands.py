@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from expirer.config.durations import LONGEST, parse_duration
-from expirer.config.settings import ConfigurationError, load
+from expirer.config.settings import load
 from expirer.worker import process
 
 # What the sidecar does not need is imported where it is used.
@@ -116,12 +116,8 @@ def _quarantine_drop(flags: dict[str, str], options: dict[str, Any]) -> int:
 def _audit(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import audit  # noqa: PLC0415
 
-    settings, product_id = load(flags), options["product"]
-    if not options["repair"]:
-        return audit.audit(settings, product_id, as_json=options["json"])
-    if options["json"]:
-        raise ConfigurationError(["--json goes with audit alone; a repair writes what it does into the log"])
-    return audit.repair(settings, product_id, is_sure=options["yes"])
+    is_repair, is_sure = options["repair"], options["yes"]
+    return audit.audit(load(flags), options["product"], as_json=options["json"], is_repair=is_repair, is_sure=is_sure)
 
 
 def _reshard(flags: dict[str, str], options: dict[str, Any]) -> int:
