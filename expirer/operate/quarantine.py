@@ -107,7 +107,7 @@ class _Desk:
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self.done: Counter[str] = Counter()
         self._settings = settings
-        self._shards: list[_Shard] = list((shard.client, shard.keys) for shard in servers.shards)
+        self._shards: list[_Shard] = list(((shard.client, shard.keys) for shard in servers.shards))
         self._log: FilteringBoundLogger = build_logger(settings)
         self._by = who()
         self._requeue = servers.shards[0].client.register_script(scripts.load("requeue").text)

@@ -107,7 +107,7 @@ class Camera:
 
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self._settings = settings
-        self._shards = list((shard.client, shard.keys) for shard in servers.shards)
+        self._shards = list(((shard.client, shard.keys) for shard in servers.shards))
         self._expired: tuple[int, float] | None = None
         """The total of the last picture, and when it was taken (monotonic seconds)."""
         self._last_events: dict[str, bytes] = {}
