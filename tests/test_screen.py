@@ -178,6 +178,18 @@ def test_what_is_cut_is_said() -> None:
     assert any("36 units or more" in line for line in screen)
 
 
+def test_a_number_is_never_cut() -> None:
+    """A number that is too wide for its column is rounded; cut, it would be another number."""
+    worker = WorkerStatus("w", NOW, "0.1.0", 2**53, is_live=True)
+    seen = page([replace(shard(0), workers=[worker])])
+    assert seen.snapshot is not None
+    seen.add(replace(seen.snapshot, products=[Product("mug", 2**53, 123_456_789)]))
+
+    screen = [line.split() for line in lines(seen, 80, 24)]
+    assert ["mug", "9.01e+15", "123,456,789"] in screen
+    assert ["w", "0.0", "s", "ago", "0.1.0", "-9.01e+15", "ms"] in screen
+
+
 def test_without_events_there_is_no_lateness() -> None:
     """Where expiry writes no events that is said; `none` would look like punctuality."""
     seen = page([shard(0)])

@@ -322,6 +322,20 @@ def test_damage_does_not_stop_it(shop: Inventory, run_status: Operate) -> None:
     assert code == 1
 
 
+def test_a_short_time_to_live_is_a_problem(shop: Inventory, run_status: Operate) -> None:
+    """A reservation that Redis deletes when it falls due takes its units along; one that stays a day longer is fine."""
+    [*_, last] = shop.index()
+    key = shop.keys.reservation_prefix + last.decode()
+    shop.client.pexpire(key, 2 * 86_400_000)
+    assert run_status()[0] == 0
+
+    shop.client.pexpire(key, 86_400_000)
+    code, out, _ = run_status()
+
+    problem = "Redis deletes 1 of the next 3 reservations when they fall due: raise their TTL"
+    assert (code, out.splitlines()[0]) == (1, f"shard 0: {problem}")
+
+
 @pytest.mark.parametrize("score", ["inf", "-inf", "1e300", "-1e300"])
 def test_no_score_is_too_large(server_client: redis.Redis, run_status: Operate, score: str) -> None:
     """A score or a tick that no calendar has, infinity too, is shown as it is, and stops no command."""

@@ -46,7 +46,7 @@ def test_no_failure_ends_the_watch() -> None:
 
     page = Page("redis://x")
     with pytest.raises(SystemExit):
-        _watch(page, threading.Lock(), Broken())
+        _watch(page, threading.Lock(), Broken(), Settings())
     assert page.error == "TimeoutError: "
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from expirer.contract.text import printable
 from expirer.operate.snapshot import Snapshot
@@ -128,61 +129,56 @@ def _chart(name: str, values: Sequence[int], unit: str, width: int, bars: str) -
 
 
 def _sections(snapshot: Snapshot, width: int, height: int) -> Iterator[str]:
-    """Share the lines among shards, products and workers: one each in turn, until a table is complete."""
+    """Share the lines among shards, products and workers; what a short table leaves, the longer ones have."""
     tables = [table for table in (_shards(snapshot), _products(snapshot), _workers(snapshot)) if len(table) > 1]
-    rows = [0] * len(tables)
     left = height - 2 * len(tables)
-    while left > 0 and any(count < len(table) - 1 for count, table in zip(rows, tables, strict=True)):
-        for number, table in enumerate(tables):
-            if left > 0 and rows[number] < len(table) - 1:
-                rows[number] += 1
-                left -= 1
-    for count, table in zip(rows, tables, strict=True):
+    counts = {}
+    for sharing, table in zip(range(len(tables), 0, -1), sorted(tables, key=len), strict=True):
+        counts[table[0][0]] = min(len(table) - 1, -(-max(left, 0) // sharing))
+        left -= counts[table[0][0]]
+    for (title, *names), *rows in tables:
+        count = counts[title]
         if count:
             yield ""
-            if count < len(table) - 1:
-                table[0][0] += f" {count}/{len(table) - 1}"
-            for name, *values in table[: count + 1]:
-                yield _spread(name, "".join(_padded(value, _COLUMN) for value in values), width)
+            cut = f"{title} {count}/{len(rows)}" if count < len(rows) else title
+            for name, *values in [[cut, *names], *rows[:count]]:
+                yield _spread(name, "".join(f" {_fit(value, _COLUMN - 1):>{_COLUMN - 1}}" for value in values), width)
 
 
 def _shards(snapshot: Snapshot) -> list[list[str]]:
     if len(snapshot.shards) == 1:
         return []
+    rows = [["SHARD", "ACTIVE", "OVERDUE", "OLDEST", "QUARANTINED"]]
     # Those with problems first, then the busy.
-    shards = sorted(snapshot.shards, key=lambda shard: (not shard.problems, -shard.overdue, shard.shard))
-    return [["SHARD", "ACTIVE", "OVERDUE", "OLDEST", "QUARANTINED"], *map(_shard, shards)]
-
-
-def _shard(shard: ShardStatus) -> list[str]:
-    oldest = f"{shard.oldest_overdue_ms / 1000:,.3f} s"
-    counts = _number(shard.active), _number(shard.overdue), oldest, _number(shard.quarantined)
-    return [f"{shard.shard} {printable(shard.state)}", *counts]
+    for shard in sorted(snapshot.shards, key=lambda shard: (not shard.problems, -shard.overdue, shard.shard)):
+        oldest = f"{shard.oldest_overdue_ms / 1000:,.3f} s"
+        name = f"{shard.shard} {printable(shard.state)}"
+        rows.append([name, _number(shard.active), _number(shard.overdue), oldest, _number(shard.quarantined)])
+    return rows
 
 
 def _products(snapshot: Snapshot) -> list[list[str]]:
-    one = len(snapshot.shards) == 1
-    title = (
-        f"PRODUCT (of the {f'{snapshot.sampled:,} due first' if one else f'first {snapshot.share:,} of each shard'})"
+    which = (
+        f"{snapshot.sampled:,} due first" if len(snapshot.shards) == 1 else f"first {snapshot.share:,} of each shard"
     )
     rows = ([printable(row.id), _number(row.held), _number(row.overdue)] for row in snapshot.products)
-    return [[title, "UNITS HELD", "OVERDUE"], *rows]
+    return [[f"PRODUCT (of the {which})", "UNITS HELD", "OVERDUE"], *rows]
 
 
 def _workers(snapshot: Snapshot) -> list[list[str]]:
     rows = [["WORKER", "LAST TICK", "VERSION", "CLOCK"]]
     for worker in snapshot.workers:
         ago_s = (snapshot.now - worker.last_tick) / 1000
-        last = f"{ago_s:,.1f} s ago" if worker.is_live or ago_s > 0 else "in the future"
-        clock = "?" if worker.skew_ms is None else f"{-worker.skew_ms:+,} ms"
+        last = f"{max(ago_s, 0):,.1f} s ago" if worker.is_live or ago_s > 0 else "in the future"
+        clock = "?" if worker.skew_ms is None else _number(-worker.skew_ms, "+", " ms")
         rows.append([printable(worker.id), last, printable(worker.version or "?"), clock])
     return rows
 
 
-def _number(value: int) -> str:
+def _number(value: int, sign: str = "", unit: str = "") -> str:
     """Return a number whole, or rounded if a column is too narrow for it: a number is never cut."""
-    text = f"{value:,}"
-    return text if len(text) < _COLUMN else f"{value:.2e}"
+    text = f"{value:{sign},}{unit}"
+    return text if len(text) < _COLUMN else f"{value:{sign}.2e}{unit}"
 
 
 def _spread(left: str, right: str, width: int) -> str:
@@ -192,29 +188,15 @@ def _spread(left: str, right: str, width: int) -> str:
     return f"{left}{' ' * (space - _columns(left) + 1)}{right}"
 
 
-def _padded(text: str, width: int) -> str:
-    return f" {_fit(text, width - 1):>{width - 1}}"
-
-
 def _fit(text: str, width: int) -> str:
     """Return as much of the text as fits into `width` columns."""
     if _columns(text) <= width:
         return text
-    fitting, used = "", 0
-    for letter in text:
-        used += _columns(letter)
-        if used > width:
-            break
-        fitting += letter
-    return fitting
+    used = accumulate(map(_columns, text))
+    return "".join(letter for letter, columns in zip(text, used, strict=True) if columns <= width)
 
 
 def _columns(text: str) -> int:
-    """Return how many columns a terminal needs for the text."""
-    return sum(_width(letter) for letter in text)
-
-
-def _width(letter: str) -> int:
-    if unicodedata.category(letter) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    """Return how many columns a terminal needs: none for a mark above a letter, two for a Chinese letter."""
+    letters = (letter for letter in text if unicodedata.category(letter) not in ("Mn", "Me"))
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in letters)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from expirer.config.durations import to_ms
-from expirer.connection.errors import explain
 from expirer.contract.control import Pause
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
@@ -109,19 +106,6 @@ class Sampler:
         self._expired: tuple[int, float] | None = None
         """The total of the last snapshot, and when it was taken (monotonic seconds)."""
         self._last_events: dict[str, bytes] = {}
-
-    def watch(self, period_s: float) -> Iterator[Snapshot | str]:
-        """Yield a snapshot every period, or why there is none, for ever; never raises."""
-        while True:
-            began_at = time.monotonic()
-            try:
-                yield self.sample()
-            except Exception as error:  # noqa: BLE001  # whatever it is, the last snapshot must not pass for the present
-                name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
-                yield f"{name}{explain(error, self._settings)}"
-            took_s = time.monotonic() - began_at
-            # A snapshot of many shards takes long; then the server rests as long as it worked, up to a period.
-            time.sleep(max(period_s - took_s, min(took_s, period_s)))
 
     def sample(self) -> Snapshot:
         """Read every shard once; raise RedisError if Redis fails."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -34,6 +34,10 @@ TOTALS = ("expired", "units", "skipped", "rescheduled", "quarantined", "batches"
 """Running totals of a shard; quarantined also by reason, as `quarantined:<reason>`."""
 _COUNTED = 10_000
 """Of at most this many overdue reservations, the oldest, the units are summed; more would be a scan."""
+_TRIED = 100
+"""Entries, the next in the index, whose time to live is read."""
+_MARGIN_MS = 60_000
+"""A reservation that stays this much longer than its hold is expired before Redis deletes it."""
 _GONE = 3
 """Gone workers that are named, the last to tick; each run of a CronJob leaves one for a day."""
 
@@ -49,6 +53,8 @@ class WorkerStatus:
     skew_ms: int | None
     """How far the server is ahead of it."""
     is_live: bool
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Its settings, too, in which all workers must agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class ShardStatus:
     """The last to tick of those that are not live."""
     gone_count: int = 0
     never_due: int = 0
-    """Reservations in the index whose time is more than a century ahead."""
+    """Entries of the index whose time is more than a century ahead."""
     now: int = 0
     """The time that decided what is due."""
     skew_ms: int = 0
@@ -94,7 +100,9 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
         shards = []
         for shard in servers.shards:
             try:
-                shards.append(read_status(shard, to_ms(max_lateness)))
+                seen = read_status(shard, to_ms(max_lateness))
+                problems = [*seen.problems, *_vanishing(shard, seen.now)]
+                shards.append(replace(seen, problems=problems))
             except (RedisError, OSError) as error:
                 if not settings.redis_cluster:
                     raise
@@ -132,11 +140,10 @@ def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> 
         active, overdue, never_due, oldest, after, row, ticks, abouts, totals, quarantined = pipe.execute()
     age = now - to_ms(settings.grace) - unix_ms(oldest[0][1], settings.unit_ms) if overdue else 0
     state = Control.read(row)
-    known = {id_: about.parse(abouts.get(id_, b"")) for id_, _ in ticks}
-    workers = [_worker(shard, now, tick, known[tick[0]]) for tick in reversed(ticks)]
+    workers = [_worker(shard, now, tick, abouts) for tick in reversed(ticks)]
     live = [worker for worker in workers if worker.is_live]
     gone = [worker for worker in workers if not worker.is_live]
-    problems = about.disagreements(known[id_] for id_, last in ticks if shard.is_live(last, now))
+    problems = about.disagreements(worker.about for worker in live)
     if not live:
         problems.append(NO_LIVE_WORKER)
         if _is_replica(shard.client):
@@ -165,6 +172,19 @@ def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> 
     )
 
 
+def _vanishing(shard: Shard, now: int) -> list[str]:
+    """Return a problem if Redis deletes reservations, by their time to live, about when they fall due."""
+    rows = list(read_records(shard, _TRIED))
+    with suppress(ResponseError), shard.client.pipeline(transaction=False) as pipe:  # without the right nobody knows
+        for row in rows:
+            pipe.pttl(shard.keys.reservation_prefix.encode() + row.id)
+        late_ms = to_ms(shard.settings.grace) + _MARGIN_MS
+        lasts = zip(rows, pipe.execute(), strict=True)
+        if count := sum(0 < ttl < max(row.expires_at - now, 0) + late_ms for row, ttl in lasts):
+            return [f"Redis deletes {count} of the next {len(rows)} reservations when they fall due: raise their TTL"]
+    return []
+
+
 def _is_replica(client: Redis) -> bool:
     with suppress(ResponseError):  # a host may hide it
         info: Any = client.info("replication")
@@ -172,25 +192,17 @@ def _is_replica(client: Redis) -> bool:
     return False
 
 
-def _worker(shard: Shard, now: int, tick: tuple[bytes, float], words: Mapping[str, str]) -> WorkerStatus:
+def _worker(shard: Shard, now: int, tick: tuple[bytes, float], abouts: Mapping[bytes, bytes]) -> WorkerStatus:
     id_, last_tick = tick
-    return WorkerStatus(
-        id=decode(id_),
-        last_tick=unix_ms(last_tick, 1),
-        version=words.get("version"),
-        skew_ms=integer(words.get("skew_ms")),
-        is_live=shard.is_live(last_tick, now),
-    )
+    words = about.parse(abouts.get(id_, b""))
+    skew_ms, is_live = integer(words.get("skew_ms")), shard.is_live(last_tick, now)
+    return WorkerStatus(decode(id_), unix_ms(last_tick, 1), words.get("version"), skew_ms, is_live, words)
 
 
 def _totals(row: Mapping[bytes, bytes]) -> dict[str, int]:
     """Read the running totals; the hash also has the bookkeeping of the script."""
     known = ((decode(name), integer(value, least=0)) for name, value in row.items())
-    return {
-        name: total
-        for name, total in known
-        if total is not None and (name in TOTALS or name.startswith("quarantined:"))
-    }
+    return {name: total for name, total in known if total is not None and name.partition(":")[0] in TOTALS}
 
 
 def _lines(shards: Sequence[ShardStatus], skew_ms: int) -> Iterator[str]:

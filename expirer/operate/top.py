@@ -7,15 +7,18 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TextIO
 
+from redis.exceptions import RedisError
+
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
-from expirer.connection.errors import location
+from expirer.connection.errors import explain, location
 from expirer.contract.text import printable
 from expirer.operate.screen import STATE_ROW, Page, lines
-from expirer.operate.snapshot import Sampler
+from expirer.operate.snapshot import Sampler, Snapshot
 from expirer.operate.status import HEALTHY
 
 try:
@@ -44,7 +47,7 @@ def top(settings: Settings) -> int:
         if not curses.tigetstr("cup"):
             return _refuse_terminal("it cannot move its cursor")
         # A thread of its own: a server that hangs must not block the keyboard.
-        threading.Thread(target=_watch, args=(page, lock, sampler), daemon=True).start()
+        threading.Thread(target=_watch, args=(page, lock, sampler, settings), daemon=True).start()
         curses.wrapper(_draw, page, lock)
     except curses.error as error:
         return _refuse_terminal(str(error))
@@ -64,10 +67,20 @@ def _refuse(why: str) -> int:
     return 1
 
 
-def _watch(page: Page, lock: threading.Lock, sampler: Sampler) -> None:
-    for seen in sampler.watch(_PERIOD_S):
+def _watch(page: Page, lock: threading.Lock, sampler: Sampler, settings: Settings) -> None:
+    while True:
+        began_at = time.monotonic()
+        seen: Snapshot | str
+        try:
+            seen = sampler.sample()
+        except Exception as error:  # noqa: BLE001  # without this thread the last snapshot would pass for the present
+            name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
+            seen = f"{name}{explain(error, settings)}"
         with lock:
             page.add(seen)
+        took_s = time.monotonic() - began_at
+        # A snapshot of many shards takes long; then the server rests as long as it worked, up to a period.
+        time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
 
 def _draw(screen: curses.window, page: Page, lock: threading.Lock) -> None:
