@@ -222,28 +222,31 @@ def load(flags: Mapping[str, str] | None = None) -> Settings:
 
 
 def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
-    message = _message(detail)
+    message = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0]).removeprefix(PREFIX).lower()
     label = "--" + name.replace("_", "-") if name in flags else variable(name)
     if label == "EXPIRER_REDIS_URL" and label not in os.environ:
         label = "REDIS_URL"
+    if detail["type"] in _MESSAGES:
+        metadata = Settings.model_fields[name].metadata
+        bounds = {
+            bound: _text(getattr(one, bound)) for one in metadata for bound in ("ge", "le") if hasattr(one, bound)
+        }
+        message = _MESSAGES[detail["type"]].format_map(detail.get("ctx", {}) | bounds)
     as_given = flags.get(name, os.environ.get(label, detail["input"]))
     value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={as_given}"
     return f"{label}{value}: {message}"
 
 
-def _message(detail: dict[str, Any]) -> str:
-    """Return what pydantic found, in our words."""
-    bounds = {name: _text(value) for name, value in detail.get("ctx", {}).items()}
-    messages = {
-        "bool_parsing": "must be true or false",
-        "greater_than_equal": "must be {ge} or more",
-        "int_parsing": "must be a whole number",
-        "less_than_equal": "must be {le} or less",
-        "literal_error": "must be {expected}",
-        "string_too_short": "must not be empty",
-    }
-    found = messages.get(detail["type"], "").format_map(bounds)
-    return found or str(detail["msg"]).removeprefix("Value error, ")
+_MESSAGES = {
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be {ge} or more",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "string_too_short": "must not be empty",
+}
+"""What pydantic finds, in plain words."""

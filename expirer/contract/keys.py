@@ -56,6 +56,12 @@ class ShardKeys:
         )
 
 
+def shard_tag(namespace: str) -> tuple[bytes, bytes]:
+    """Return what is before and after the number of a shard in its hash tag; the first ends in a colon."""
+    before, tag, after = split_namespace(namespace)
+    return f"{before}{{{tag}:".encode(), f"}}{after}".encode()
+
+
 def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
     """Name the keys of every shard; custom names replace the contract's, and are for one shard.
 
