@@ -23,7 +23,7 @@ from expirer.operate.findings import Finding, is_without_record, judge, judge_co
 from expirer.operate.inventory_scan import InventoryScan
 from expirer.operate.key_tracking import TrackingLostError
 from expirer.operate.recount import Count, Recount
-from expirer.operate.server import redis_or_say
+from expirer.operate.server import reporting_errors
 from expirer.operate.terminal import confirms, who
 from expirer.worker.logs import build_logger
 
@@ -52,7 +52,7 @@ def audit(
     """
     if is_repair and as_json:
         raise ConfigurationError(["--json is for an audit alone; a repair logs what it does"])
-    with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
+    with reporting_errors(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
         plans = []
         for finding in audit_.findings():
             sys.stdout.write(f"{_line(finding, as_json=as_json)}\n")

@@ -14,7 +14,7 @@ from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
 from expirer.operate.inventory_scan import Row
 from expirer.operate.recount import Count
-from expirer.operate.terminal import shown_time
+from expirer.operate.terminal import format_time
 
 _MS_LEAST, _S_LEAST, _S_LIMIT = 1e11, 1e9, 1e10
 """A Unix time is in milliseconds from the first on, in seconds between the other two (as expire.lua has it)."""
@@ -142,7 +142,7 @@ class _Judgement:
     def _format(self, time: float) -> str:
         if self._implausible(time):
             return f"{time:.17g}"
-        return shown_time(unix_ms(time, self.shard.settings.unit_ms))
+        return format_time(unix_ms(time, self.shard.settings.unit_ms))
 
     def _found(self, kind: str, detail: str, plan: str, *commands: _Command) -> Finding:
         return Finding(self.shard, self.row.id, kind, detail, plan, commands)
