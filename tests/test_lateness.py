@@ -93,7 +93,8 @@ class Lateness(RuleBasedStateMachine):
             self.client.hincrby(self.shop.keys.stock_prefix + "mug", "reserved", 1)
             self.stocked += 1
             self.due[id_] = expires_at
-            self.deadlines[id_] = expires_at + (RESOLUTION_MS if is_told else INTERVAL_MS)
+            promised = expires_at + (RESOLUTION_MS if is_told else INTERVAL_MS)
+            self.deadlines[id_] = max(promised, self.outage_ends_ms + LONGEST_RETRY_MS)
         if is_told:
             self.client.publish(self.shop.keys.wake, f"{int(self.now_ms)} {expires_at}")
 
