@@ -41,7 +41,9 @@
 --   ARGV[23]  expired             status word
 --   ARGV[24]  ticks               channel that tells the other workers of this tick
 --   ARGV[25]  about               what the worker says of itself
---   ARGV[26]  ended               and all after it: the other status words of the inventory, lower case
+--   ARGV[26]  token               proposed by the worker
+--   ARGV[27]  saved_ms            how long the rate may save up
+--   ARGV[28]  ended               and all after it: the other status words of the inventory, lower case
 --
 -- Returns  every number as a decimal string
 --   [1]  now, Unix ms with three decimals
@@ -52,6 +54,7 @@
 --   [6]  rescheduled  id, ExpiresAt in Unix ms, ...
 --   [7]  quarantined  id, reason, ...
 --   [8]  why less than the batch was taken: clock, brake, rate; else empty
+--   [9]  token and number of this call; empty: no other worker
 
 local index, events, quarantine, stats, workers, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local batch, grace_ms, now_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -63,8 +66,9 @@ local reservation_prefix, stock_prefix = ARGV[13], ARGV[14]
 local ORDER_ID, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT = ARGV[15], ARGV[16], ARGV[17], ARGV[18], ARGV[19]
 local AVAILABLE, RESERVED = ARGV[20], ARGV[21]
 local ACTIVE, EXPIRED, ticks = ARGV[22], ARGV[23], ARGV[24]
+local token, saved_ms = ARGV[26], ARGV[27]
 local is_ended = {}
-for _, word in ipairs({unpack(ARGV, 26)}) do is_ended[word] = true end
+for _, word in ipairs({unpack(ARGV, 28)}) do is_ended[word] = true end
 
 local call, pcall = redis.call, redis.pcall
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
@@ -285,6 +289,7 @@ local function reply()
     text(overdue),
     expired, skipped, rescheduled, quarantined,
     held,
+    '',
   }
 end
 

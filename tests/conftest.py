@@ -248,8 +248,8 @@ MakeWorker = Callable[..., Worker]
 def make_worker(client: redis.Redis, log: Log) -> MakeWorker:
     """Build a worker at the tests' present; arguments are settings."""
 
-    def make(now_ms: Callable[[], int] | None = lambda: NOW, **settings: Any) -> Worker:  # noqa: ANN401
-        return Worker(client, Settings(**settings), log.logger(), now_ms)
+    def make(now_ms: Callable[[], int] | None = lambda: NOW, shard: int = 0, **settings: Any) -> Worker:  # noqa: ANN401
+        return Worker(Servers.of(client, Settings(**settings)).shards[shard], log.logger(), now_ms)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -61,6 +62,12 @@ class Layout(BaseSettings):
     def unit_ms(self) -> int:
         """How many ms one unit of the score has."""
         return 1000 if self.score_unit == "s" else 1
+
+    @property
+    def layout_digest(self) -> str:
+        """Return a short text that two settings share if their layouts do."""
+        values = [getattr(self, name) for name in LAYOUT]
+        return hashlib.sha256(repr(values).encode()).hexdigest()[:8]
 
     @property
     def is_custom_layout(self) -> bool:

@@ -22,7 +22,8 @@ from expirer.config.address import PORT, host_ports, read_password
 from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.directory import LONGEST_S, Cluster, Sentinels, shown
 from expirer.connection.errors import GREETING, redact
-from expirer.connection.locate import located
+from expirer.connection import pipeline
+from expirer.connection.locate import LocatedConnection, located
 from expirer.contract.keys import shard_keys, slot_of
 from expirer.contract.shard import Shard
 
@@ -135,6 +136,11 @@ def connect_all(settings: Settings) -> Servers:
         clients = (located(partial(cluster.primary, slot), options) for slot in slots)
         return Servers(_shards(clients, settings), cluster, slots)
     return Servers.of(Redis(connection_pool=pool), settings)
+
+
+def is_replaced(connection: pipeline.Connection) -> bool:
+    """Say whether another server is known to be the primary by now; never raises."""
+    return isinstance(connection, LocatedConnection) and connection.is_given_up()
 
 
 def connect(settings: Settings) -> Redis:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 
-def ask(connection: Any, *commands: tuple[object, ...]) -> Any:  # noqa: ANN401  # redis-py's kinds of connection share no type
+Connection: TypeAlias = Any
+"""redis-py's kinds of connection share no type, and their replies have none."""
+Reply: TypeAlias = Any
+
+
+def ask(connection: Connection, *commands: tuple[object, ...]) -> Reply:
     """Send commands in one packet; return the last one's reply."""
     write(connection, *commands)
     return read(connection, len(commands))
 
 
-def write(connection: Any, *commands: tuple[object, ...]) -> None:  # noqa: ANN401  # see ask
+def write(connection: Connection, *commands: tuple[object, ...]) -> None:
     """Send commands in one packet."""
     connection.send_packed_command(connection.pack_commands(commands))
 
 
-def read(connection: Any, count: int = 1) -> Any:  # noqa: ANN401  # see ask
+def read(connection: Connection, count: int = 1) -> Reply:
     """Read replies; return the last one, raise the first error."""
     for _ in range(count):
         reply = connection.read_response()

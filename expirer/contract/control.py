@@ -1,71 +1,94 @@
-"""The operator's hand on a shard: what the control key says, and what is written into it."""
+"""What stops expiry: a person's pause and a worker's brake, as the control key of a shard has them.
+
+              pause            pause ends         brake pulled         resume
+    running   paused           -                  braked               running
+    paused    paused anew      running            paused and braked    running
+    braked    paused, braked   -                  braked               running
+    both      paused, braked   braked             both                 running
+
+The two never replace each other. Only a person's resume ends a brake.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from expirer.contract.text import readable
+from expirer.contract.numbers import integer
+from expirer.contract.text import decode
 
-BRAKE = "brake: "
-"""How the reason of a pause begins that a worker made by itself."""
-FIELDS = ("paused", "until", "by", "reason", "since", "resumed_at")
+FIELDS = ("paused", "until", "by", "reason", "since", "brake", "brake_by", "brake_since", "resumed_at")
 
 _LEAST_UNIX_MS = 10**11
 """Less is a time in seconds, or no time."""
-_NOT_PAUSED = {b"", b"0", b"no", b"false", b"off"}
+_OFF = {b"", b"0", b"no", b"false", b"off"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Who holds a shard, why, since and until when (Unix ms; until None: until resumed)."""
+    """Who stops a shard, why, since and until when (Unix ms; until None: until resumed)."""
 
     by: str
     reason: str
     since: int | None
-    until: int | None
+    until: int | None = None
+    is_brake: bool = False
+    """Whether a worker pulled the brake; else a person paused."""
 
     def has_ended(self, now: float) -> bool:
         """Say whether a timed pause is over at `now`, Unix ms."""
         return self.until is not None and self.until <= now
 
-    @property
-    def is_brake(self) -> bool:
-        """Whether a worker paused the shard by itself."""
-        return self.reason.startswith(BRAKE)
-
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the control key says; a pause may have ended by itself, which only a clock can tell."""
+    """What the control key says; `halt` says what of it is in force."""
 
     pause: Pause | None
+    brake: Pause | None
     resumed_at: int
-    """Unix ms; 0: never. The brake lets go what was overdue then."""
+    """Unix ms; 0: never."""
 
     @classmethod
     def read(cls, row: Sequence[bytes | None]) -> Control:
         """Read the values of FIELDS.
 
-        Any `paused` but nothing, 0, no, false and off pauses. A pause whose end cannot be read lasts: nothing
-        expires against the operator's will.
+        Any value of `paused` pauses, except empty, 0, no, false or off. A pause whose end cannot be read has none:
+        nothing expires against the operator's will.
         """
-        paused, until, by, reason, since, resumed_at = (value or b"" for value in row)
-        pause = None
-        if paused.strip().lower() not in _NOT_PAUSED:
-            pause = Pause(by=readable(by), reason=readable(reason), since=_unix_ms(since), until=_unix_ms(until))
-        return cls(pause, _unix_ms(resumed_at) or 0)
+        paused, until, by, reason, since, brake, brake_by, brake_since, resumed_at = (value or b"" for value in row)
+        pause = Pause(decode(by), decode(reason), _unix_ms(since), _unix_ms(until)) if _is_on(paused) else None
+        pulled = Pause(decode(brake_by), decode(brake), _unix_ms(brake_since), is_brake=True) if _is_on(brake) else None
+        return cls(pause, pulled, _unix_ms(resumed_at) or 0)
+
+    def halt(self, now: float) -> Pause | None:
+        """Return what stops expiry at `now`, Unix ms: the pause while it lasts, else the brake; None: nothing."""
+        return self.brake if self.pause is None or self.pause.has_ended(now) else self.pause
+
+    def counted_from(self, now: float) -> int:
+        """Return the Unix ms at which a person last let the backlog go: by a resume, or by the end of a timed pause."""
+        until = self.pause.until if self.pause and self.pause.has_ended(now) else None
+        return min(int(now), max(self.resumed_at, until or 0))
 
 
 def pausing(by: str, reason: str, now: int, until: int | None = None) -> dict[str, str | int]:
-    """Return what pauses a shard when it is written: one HSET, over whatever stands there."""
+    """Return the fields that pause a shard; until None: until it is resumed."""
     return {"paused": 1, "by": by, "reason": reason, "since": now, "until": "" if until is None else until}
 
 
+def braking(by: str, reason: str, now: int) -> dict[str, str | int]:
+    """Return the fields that pull the brake of a shard."""
+    return {"brake": reason, "brake_by": by, "brake_since": now}
+
+
 def resuming(by: str, now: int) -> dict[str, str | int]:
-    """Return what resumes a shard, and lets go what the brake holds."""
-    return {"paused": 0, "by": by, "reason": "", "since": now, "until": "", "resumed_at": now}
+    """Return the fields that end pause and brake, and let the backlog go."""
+    return {"paused": 0, "by": by, "reason": "", "since": now, "until": "", "brake": "", "resumed_at": now}
+
+
+def _is_on(value: bytes) -> bool:
+    return value.strip().lower() not in _OFF
 
 
 def _unix_ms(value: bytes) -> int | None:
-    return int(value) if value.strip().isdigit() and len(value) < 20 and int(value) >= _LEAST_UNIX_MS else None  # noqa: PLR2004
+    return integer(value.strip(), least=_LEAST_UNIX_MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from redis import Redis
 
@@ -34,9 +35,9 @@ class Shard:
         return seconds * 1000 + microseconds // 1000
 
     def pause(self, now: int) -> Pause | None:
-        """Return the pause in force at `now`, Unix ms; None: expiry runs."""
-        pause = Control.read(self.client.hmget(self.keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
-        return None if pause is None or pause.has_ended(now) else pause
+        """Return what stops expiry at `now`, Unix ms: a pause or a brake; None: expiry runs."""
+        row: Any = self.client.hmget(self.keys.control, list(control.FIELDS))
+        return Control.read(row).halt(now)
 
     def count_overdue(self, now: int) -> int:
         """Count the reservations that are due at `now`, Unix ms, and have not expired."""

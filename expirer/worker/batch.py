@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from expirer.contract.control import Pause
-from expirer.contract.text import readable
+from expirer.contract.text import decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,22 @@ class Batch:
     _rescheduled: list[bytes]
     _quarantined: list[bytes]
     _held: bytes
+    _mark: bytes
 
     @property
     def held(self) -> str:
         """Why less was taken than a batch: `clock`, `brake`, `rate`; else empty."""
         return self._held.decode()
+
+    @property
+    def mark(self) -> tuple[bytes, int] | None:
+        """The token of the inventory and the number of this call; None: no other worker is there."""
+        token, _, number = self._mark.partition(b" ")
+        return (token, int(number)) if token else None
+
+    def unheld(self) -> Batch:
+        """Return the batch as one that nothing held."""
+        return replace(self, _held=b"")
 
     @property
     def counts(self) -> Tick:
@@ -104,20 +115,20 @@ class Batch:
         """Yield the reservations whose units are back."""
         for row, lateness_ms in zip(_rows(self._expired, 5), self.lateness_ms, strict=True):
             id_, order, product, quantity, expires_at = row
-            ids = readable(id_), readable(order), readable(product)
+            ids = decode(id_), decode(order), decode(product)
             yield Expired(*ids, int(quantity), int(expires_at), lateness_ms)
 
     def skipped(self) -> Iterator[tuple[str, str]]:
         """Yield reservation id and status."""
-        return ((readable(id_), readable(status)) for id_, status in _rows(self._skipped, 2))
+        return ((decode(id_), decode(status)) for id_, status in _rows(self._skipped, 2))
 
     def rescheduled(self) -> Iterator[tuple[str, int]]:
         """Yield reservation id and its own ExpiresAt."""
-        return ((readable(id_), int(expires_at)) for id_, expires_at in _rows(self._rescheduled, 2))
+        return ((decode(id_), int(expires_at)) for id_, expires_at in _rows(self._rescheduled, 2))
 
     def quarantined(self) -> Iterator[tuple[str, str]]:
         """Yield reservation id and reason."""
-        return ((readable(id_), readable(reason)) for id_, reason in _rows(self._quarantined, 2))
+        return ((decode(id_), decode(reason)) for id_, reason in _rows(self._quarantined, 2))
 
 
 def _rows(flat: list[bytes], width: int) -> zip[tuple[bytes, ...]]:

@@ -1,4 +1,4 @@
-"""Says in the log what a worker does: after the commit, and nothing where nothing happened."""
+"""Logs what a worker does: after the commit, and nothing if nothing happened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from expirer.config.layout import LAYOUT
 from expirer.config.settings import Settings
 from expirer.connection.errors import location
 from expirer.connection.server_checks import remarks
-from expirer.contract.control import BRAKE, Pause
+from expirer.contract.control import Pause
 from expirer.contract.keys import ShardKeys
 from expirer.worker.batch import Batch, Tick
 
@@ -28,7 +28,7 @@ _S_PER_LINE = 10.0
 
 
 def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) -> None:
-    """Say which program starts, with which settings, on which layout."""
+    """Log which program starts, with which settings, on which layout."""
     log.info(
         "job_started",
         version=expirer.__version__,
@@ -42,7 +42,7 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
 
 
 def warn_of_host(log: FilteringBoundLogger, client: Redis, settings: Settings) -> None:
-    """Warn of what makes a server unfit, as far as one INFO tells."""
+    """Warn of what makes a server unfit, as far as one INFO says."""
     with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
         for remark in remarks(cast("dict[str, object]", client.info()), settings):
             if remark.level != "ok":
@@ -50,11 +50,11 @@ def warn_of_host(log: FilteringBoundLogger, client: Redis, settings: Settings) -
 
 
 def log_stop(log: FilteringBoundLogger, done: Tick) -> None:
-    """Say what was done in the worker's whole life."""
+    """Log what was done in the worker's whole life."""
     log.info("job_stopped", expired=done.expired, units=done.units)
 
 
-class Pace:
+class LogLimiter:
     """Lets the first lines through at once, then one every ten seconds.
 
     An hour without Redis is then 380 lines, however many shards there are and however fast they retry.
@@ -63,65 +63,51 @@ class Pace:
     def __init__(self) -> None:
         self._lines = 0.0
         self._at = -math.inf
-        self._held_back = 0
+        self._suppressed = 0
         self._lock = threading.Lock()
 
     def take(self) -> dict[str, int] | None:
-        """Return what to add to the line: how many were held back before it, if any; None: hold it back."""
+        """Return what to add to the line: how many were suppressed before it, if any; None: suppress it."""
         with self._lock:
             now = time.monotonic()
             self._lines = min(_LINES_AT_ONCE, self._lines + (now - self._at) / _S_PER_LINE)
             self._at = now
             if self._lines < 1:
-                self._held_back += 1
+                self._suppressed += 1
                 return None
             self._lines -= 1
-            held_back, self._held_back = self._held_back, 0
-            return {"held_back": held_back} if held_back else {}
+            suppressed, self._suppressed = self._suppressed, 0
+            return {"suppressed": suppressed} if suppressed else {}
 
 
-class RightsJournal:
-    """Says what the process that serves HTTP may not read: when it begins, and when it is over."""
+class Limits:
+    """The limiters of the lines about errors, shared by the workers of a process."""
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        self._log = log
-        self._missing = ""
-
-    def tell(self, missing: str) -> None:
-        """Say which right is missing now, unless that was said; empty: none is."""
-        if missing and missing != self._missing:
-            self._log.warning("right_missing", message=missing)
-        elif self._missing and not missing:
-            self._log.info("right_given")
-        self._missing = missing
+    def __init__(self) -> None:
+        self.errors = LogLimiter()
+        self.recoveries = LogLimiter()
 
 
-class ShardJournal:
-    """Says what happens on one shard; what lasts it says once, not every tick.
+class ShardEvents:
+    """Logs what happens on one shard; what lasts is logged once, not every tick."""
 
-    Args:
-        errors: the pace of the lines about errors, over all shards of a worker.
-        recoveries: the pace of the lines that say they are over.
-
-    """
-
-    def __init__(self, log: FilteringBoundLogger, settings: Settings, errors: Pace, recoveries: Pace) -> None:
+    def __init__(self, log: FilteringBoundLogger, settings: Settings, limits: Limits) -> None:
         self._log = log
         self._settings = settings
-        self._errors = errors
-        self._recoveries = recoveries
+        self._limits = limits
         self._pause: Pause | None = None
         self._is_far = False
+        self._disagreements: list[str] = []
 
-    def tell_recovery(self, batch: Batch, failures: int, down_s: float) -> None:
-        """Say that errors are over."""
-        if (more := self._recoveries.take()) is not None:
+    def log_recovery(self, batch: Batch, failures: int, down_s: float) -> None:
+        """Log that errors are over."""
+        if (more := self._limits.recoveries.take()) is not None:
             overdue = batch.due + batch.overdue
             down_ms = round(down_s * 1000)
             self._log.info("processing_recovered", failures=failures, down_ms=down_ms, overdue=overdue, **more)
 
-    def tell_batch(self, batch: Batch, *, is_first: bool) -> None:
-        """Say what a batch did, and before it what is otherwise than it was."""
+    def log_batch(self, batch: Batch, *, is_first: bool) -> None:
+        """Log what a batch did, and first what has changed."""
         log = self._log
         found = batch.due + batch.overdue
         if batch.pause != self._pause:
@@ -137,26 +123,32 @@ class ShardJournal:
         self._is_far = is_far
         if batch.due and is_first:
             log.info("found_expired_reservations", count=found)
-        self._tell_outcomes(batch)
+        self._log_outcomes(batch)
 
-    def tell_brake(self, batch: Batch) -> str:
-        """Say why the shard is about to be paused; return it as the reason of the pause."""
+    def log_brake(self, batch: Batch) -> str:
+        """Log why the brake is about to be pulled; return the reason."""
         settings = self._settings
         if batch.held == "clock":
             limit = settings.max_clock_jump.total_seconds()
-            reason = f"{BRAKE}the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP ({limit:g}s)"
+            reason = f"the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP ({limit:g}s)"
         else:
-            reason = f"{BRAKE}{batch.overdue} overdue, more than EXPIRER_BRAKE_ABOVE ({settings.brake_above})"
+            reason = f"{batch.overdue} overdue, more than EXPIRER_BRAKE_ABOVE ({settings.brake_above})"
         self._log.error("brake_pulled", reason=reason, overdue=batch.overdue, advice="look, then: expirer resume")
         return reason
 
-    def tell_conflict(self) -> None:
-        """Say that the operator's hand was faster."""
+    def log_disagreements(self, lines: list[str]) -> None:
+        """Warn of settings on which the live workers disagree, once for each change."""
+        for line in lines if lines != self._disagreements else ():
+            self._log.warning("settings_disagree", finding=line, advice="give all workers of the inventory the same")
+        self._disagreements = lines
+
+    def log_conflict(self) -> None:
+        """Log that the control key changed first."""
         self._log.warning("concurrency_conflict", error="the control key changed; nothing was done")
 
-    def tell_error(self, error: Exception, why: str, retry_s: float) -> None:
-        """Say what went wrong, in words without a secret; with a traceback only where it is a bug of ours."""
-        if (more := self._errors.take()) is not None:
+    def log_error(self, error: Exception, why: str, retry_s: float) -> None:
+        """Log what went wrong, without a secret; with a traceback only if it is a bug of ours."""
+        if (more := self._limits.errors.take()) is not None:
             self._log.error(
                 "processing_error",
                 error=type(error).__name__,
@@ -166,8 +158,8 @@ class ShardJournal:
                 **more,
             )
 
-    def tell_drain(self, done: Tick, elapsed_s: float) -> None:
-        """Say in one line what a drain did, if anything."""
+    def log_drain(self, done: Tick, elapsed_s: float) -> None:
+        """Log in one line what a drain did, if anything."""
         if done.due:
             self._log.info(
                 "processing_completed",
@@ -180,7 +172,7 @@ class ShardJournal:
                 elapsed_ms=round(elapsed_s * 1000),
             )
 
-    def _tell_outcomes(self, batch: Batch) -> None:
+    def _log_outcomes(self, batch: Batch) -> None:
         log = self._log
         for reservation in batch.expired() if log.is_enabled_for(logging.INFO) else ():
             log.info(

@@ -1,19 +1,21 @@
-"""Expires one batch of one shard: Python decides under WATCH, Lua does."""
+"""Expires what is due on one shard, batch by batch: Python decides under WATCH, Lua does."""
 
 from __future__ import annotations
 
+import math
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError, WatchError
 
-import expirer
 from expirer.config.durations import to_ms
 from expirer.connection import pipeline
-from expirer.connection.locate import LocatedConnection
-from expirer.contract import control, scripts
+from expirer.connection.connect import is_replaced
+from expirer.connection.pipeline import Connection
+from expirer.contract import about, control, scripts
 from expirer.contract.clock import worker_clock
 from expirer.contract.control import Control, Pause
 from expirer.contract.shard import Shard
@@ -22,40 +24,175 @@ from expirer.worker.batch import Batch
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine is suspended, where there is such a clock."""
 _MOVED = "the control key changed; nothing was done"
+_LEAST_SAVED_MS = 100
+"""The rate may save up for this long, or for a resolution if that is longer."""
+_FOREVER_MS = 2.0**53
+_Row = list[bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch on its way, and what was decided for it."""
+
+    control: Control
+    pause: Pause | None
+    at: float
+    """By time.perf_counter."""
+    is_ahead: bool
+    """Whether the next decision's WATCH and read went with it."""
 
 
 class Expiry:
-    """Expires batches of one shard, each in a guarded transaction.
-
-    WATCH control, read control, decide, MULTI, the script, EXEC: the commands go out in as few packets as
-    their order allows. In a drain the next decision's WATCH and read travel with this batch's EXEC, so that a
-    batch costs one round trip, and Redis works on it while the caller logs the one before.
+    """Expires batches of one shard, each in a guarded transaction: WATCH control, read it, MULTI, the script, EXEC.
 
     Args:
-        now_ms: the clock, Unix ms; None obeys `settings.clock`.
+        worker: the name under which it ticks.
+        now_ms: the clock, Unix ms; None: the server's, or this machine's if EXPIRER_CLOCK is `worker`.
 
     """
 
     def __init__(self, shard: Shard, worker: str, now_ms: Callable[[], float] | None = None) -> None:
-        client, keys, settings = shard.client, shard.keys, shard.settings
-        self._pool = client.connection_pool
+        settings, keys = shard.settings, shard.keys
+        self._shard = shard
         self._worker = worker
-        self._batch_size = settings.batch_size
+        self._pool = shard.client.connection_pool
         self._now_ms = worker_clock if now_ms is None and settings.clock == "worker" else now_ms
         self._script = scripts.load("expire")
-        self._evaluate = client.register_script(self._script.text)
-        self._watch = (
-            ("WATCH", keys.control),
-            ("HMGET", keys.control, *control.FIELDS),
-        )
-        self._keys = (keys.index, keys.events, keys.quarantine, keys.stats, keys.workers, keys.about)
-        self._grace_ms = to_ms(settings.grace)
-        self._about = f"version={expirer.__version__}"
-        self._is_skew_known = False
-        self._layout = (
+        self._watch = ("WATCH", keys.control), ("HMGET", keys.control, *control.FIELDS)
+        self._keys = keys.index, keys.events, keys.quarantine, keys.stats, keys.workers, keys.about
+        self._token = secrets.token_hex(8)
+        self._skew_ms: int | None = None
+        self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
+        self._believed: tuple[float, float, float] | None = None
+        """When the server's clock was last believed: by it (Unix ms), by the time elapsed here, by the clock here (s)."""
+        self.peer: object = None
+        """The address of the server that the last drain spoke to."""
+
+    def drain(self, may_go_on: Callable[[], bool]) -> Iterator[Batch]:
+        """Yield batch after batch, each once it is committed, until nothing more is due or `may_go_on` says no.
+
+        The next batch is sent before this one is yielded: Redis works on it while the caller logs. A paused shard
+        yields one batch that only reports.
+
+        Raises:
+            WatchError: the control key changed between the decision and the commit; nothing happened.
+            RedisError: Redis refused (nothing happened), or the reply was lost (the batch may be committed).
+
+        """
+        connection: Connection = self._pool.get_connection()
+        try:
+            self.peer = _peer(connection)
+            yield from self._drain(connection, may_go_on)
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+
+    def _drain(self, connection: Connection, may_go_on: Callable[[], bool]) -> Iterator[Batch]:
+        sent: _Sent | None = self._send(connection)
+        while sent is not None:
+            batch, row = self._receive(connection, sent)
+            goes_on = batch.overdue > 0 and batch.pause is None and not batch.held
+            if batch.held == "clock" and self._is_forgiven(sent.control, batch.now):
+                goes_on, batch = True, batch.unheld()
+            self._believe(batch)
+            sent, failure = None, None
+            if goes_on and may_go_on() and not is_replaced(connection):
+                try:
+                    sent = self._send(connection, row, is_ahead=batch.overdue > self._shard.settings.batch_size)
+                except (RedisError, OSError) as error:
+                    failure = error  # this batch is committed, and is reported first
+            elif row is not None:
+                connection.disconnect()  # ends a WATCH that nothing needs
+            yield batch
+            if failure is not None:
+                raise failure
+
+    def pull_brake(self, reason: str) -> None:
+        """Pull the brake of the shard, unless it is paused or braked.
+
+        Raises:
+            WatchError: the control key changed meanwhile; nothing happened.
+            RedisError: Redis refused, or the reply was lost.
+
+        """
+        connection: Connection = self._pool.get_connection()
+        try:
+            found = Control.read(pipeline.ask(connection, *self._watch))
+            now = self._clock_ms(connection)
+            if found.halt(now) is not None:
+                pipeline.ask(connection, ("UNWATCH",))
+                return
+            fields = control.braking(self._worker, reason, int(now))
+            words = (word for field in fields.items() for word in field)
+            hset = ("HSET", self._shard.keys.control, *words)
+            if pipeline.ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
+                raise WatchError(_MOVED)
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+
+    def preview(self) -> Batch:
+        """Return what the next batch would do, pause or not, by the same script with its writes off.
+
+        Raises:
+            RedisError: Redis failed.
+
+        """
+        began_at = time.perf_counter()
+        script = self._shard.client.register_script(self._script.text)
+        arguments = self._arguments(self._shard.settings.batch_size, is_dry_run=True)
+        return self._batch(script(keys=list(self._keys), args=list(arguments)), None, began_at)
+
+    def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
+        """Return the call of the script; `limits`: latest_ms, brake, counted_from_ms and rate, as its header has them."""
+        return ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *self._arguments(batch_size, limits))
+
+    def _send(self, connection: Connection, row: _Row | None = None, *, is_ahead: bool = False) -> _Sent:
+        """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
+        settings = self._shard.settings
+        found = Control.read(row or pipeline.ask(connection, *self._watch))
+        is_timed = found.pause is not None and found.pause.until is not None
+        now = self._clock_ms(connection) if is_timed else _FOREVER_MS
+        pause = found.halt(now)
+        limits = (self._latest_ms(), settings.brake_above, found.counted_from(now), settings.max_rate)
+        evalsha = self.command(0 if pause else settings.batch_size, limits)
+        at = time.perf_counter()
+        pipeline.write(connection, ("MULTI",), evalsha, ("EXEC",), *(self._watch if is_ahead else ()))
+        return _Sent(found, pause, at, is_ahead)
+
+    def _receive(self, connection: Connection, sent: _Sent) -> tuple[Batch, _Row | None]:
+        """Return a batch, and the control key if it was read ahead."""
+        pipeline.read(connection, 2)
+        results = pipeline.read(connection)
+        if results is None:
+            raise WatchError(_MOVED)
+        if isinstance(results[0], NoScriptError):
+            if sent.is_ahead:
+                pipeline.read(connection, len(self._watch))
+            pipeline.ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
+            return self._receive(connection, self._send(connection))
+        if isinstance(results[0], Exception):
+            raise results[0]
+        row = pipeline.read(connection, len(self._watch)) if sent.is_ahead else None
+        return self._batch(results[0], sent.pause, sent.at), row
+
+    def _arguments(
+        self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, is_dry_run: bool = False
+    ) -> tuple[Any, ...]:
+        settings, keys = self._shard.settings, self._shard.keys
+        return (
+            batch_size,
+            to_ms(settings.grace),
+            "" if self._now_ms is None else self._now_ms(),
+            *limits,
+            int(is_dry_run),
             -1 if settings.retention is None else to_ms(settings.retention),
             settings.events_maxlen,
-            worker,
+            self._worker,
             settings.unit_ms,
             keys.reservation_prefix,
             keys.stock_prefix,
@@ -69,174 +206,51 @@ class Expiry:
             settings.status_active,
             settings.status_expired,
             keys.ticks,
+            about.describe(settings, self._skew_ms),
+            self._token,
+            max(_LEAST_SAVED_MS, to_ms(settings.resolution)),
+            *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
-        self._ended = tuple(word.encode().lower() for word in settings.status_ended)  # as Lua does: ASCII letters only
-        self._brake_above = settings.brake_above
-        self._max_rate = settings.max_rate
-        self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
-        self._believed: tuple[float, float] | None = None
-        """The server's clock when it was last believed (Unix ms), and ours then (seconds since some moment)."""
-        self._sent: _Sent | None = None
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a batch has been sent whose outcome has not been returned."""
-        return self._sent is not None
-
-    def expire_batch(self, *, go_on: bool = False) -> Batch:
-        """Expire up to one batch of due reservations; while paused expire none, and only report.
-
-        With `go_on` the next batch is sent before this one is returned, where more is overdue. It must then
-        be asked for as well.
-
-        Raises:
-            WatchError: the operator's hand moved between the decision and the commit; nothing happened.
-            RedisError: Redis refused (nothing happened) or the reply was lost (the batch may be whole).
-
-        """
-        sent, self._sent = self._sent, None
-        connection = sent.connection if sent else self._pool.get_connection()
-        try:
-            return self._expire_batch(connection, sent, go_on=go_on)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            if self._sent is None:
-                self._pool.release(connection)
-
-    def pull_brake(self, reason: str) -> None:
-        """Pause the shard, unless somebody has.
-
-        Raises:
-            WatchError: the operator's hand moved meanwhile; nothing happened.
-            RedisError: Redis refused, or the reply was lost.
-
-        """
-        connection: Any = self._pool.get_connection()
-        try:
-            self._pull_brake(connection, reason)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
-
-    def _pull_brake(self, connection: Any, reason: str) -> None:  # noqa: ANN401  # see _Sent
-        hand = Control.read(pipeline.ask(connection, *self._watch))
-        if self._lasts(connection, hand.pause):
-            pipeline.ask(connection, ("UNWATCH",))
-            return
-        fields = control.pausing(self._worker, reason, int(self._clock_ms(connection)))
-        hset = ("HSET", self._watch[0][1], *(word for pair in fields.items() for word in pair))
-        if pipeline.ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
-            raise WatchError(_MOVED)
-
-    def preview(self) -> Batch:
-        """Return what the next batch would do, pause or not, by the same script with its writes off; RedisError."""
-        began_at = time.perf_counter()
-        reply: Any = self._evaluate(keys=self._keys, args=self._arguments(self._batch_size, dry_run=True))
-        return self._batch(reply, None, began_at)
-
-    def _expire_batch(self, connection: Any, sent: _Sent | None, *, go_on: bool) -> Batch:  # noqa: ANN401  # see _Sent
-        sent = sent or self._send(connection)
-        reply, row = self._receive(sent)
-        if isinstance(reply, NoScriptError):
-            pipeline.ask(connection, ("UNWATCH",), ("SCRIPT", "LOAD", self._script.text))
-            sent = self._send(connection)
-            reply, row = self._receive(sent)
-        if isinstance(reply, Exception):
-            raise reply
-        batch = self._batch(reply, sent.pause, sent.at)
-        self._note_skew(batch.now)
-        if batch.held != "clock":
-            self._believed = batch.now, time.clock_gettime(_ELAPSED)
-        is_given_up = isinstance(connection, LocatedConnection) and connection.is_given_up()
-        if go_on and batch.overdue and sent.pause is None and not batch.held and not is_given_up:
-            try:
-                self._sent = self._send(connection, row, is_ahead=batch.overdue > self._batch_size)
-            except (RedisError, OSError):
-                connection.disconnect()  # the next call meets the trouble; this batch is done, and is told of
-        elif row is not None:
-            connection.disconnect()  # with it goes a WATCH that nobody needs
-        return batch
-
-    def _send(
-        self,
-        connection: Any,  # noqa: ANN401  # see _Sent
-        row: list[bytes | None] | None = None,
-        *,
-        is_ahead: bool = False,
-    ) -> _Sent:
-        """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
-        hand = Control.read(row or pipeline.ask(connection, *self._watch))
-        pause = hand.pause if self._lasts(connection, hand.pause) else None
-        if self._now_ms is None and not self._is_skew_known:
-            self._note_skew(self._clock_ms(connection))
-        limits = (self._latest_ms(), self._brake_above, hand.resumed_at, self._max_rate)
-        evalsha = self.command(self._batch_size if pause is None else 0, limits)
-        ahead = self._watch if is_ahead else ()
-        at = time.perf_counter()
-        pipeline.write(connection, ("MULTI",), evalsha, ("EXEC",), *ahead)
-        return _Sent(connection, pause, is_ahead, at)
-
-    def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
-        """Return the call of the script; `limits`: latest_ms, brake, resumed_ms and rate, as its header has them."""
-        return ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *self._arguments(batch_size, limits))
-
-    def _arguments(
-        self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, dry_run: bool = False
-    ) -> tuple[Any, ...]:
-        now_ms = "" if self._now_ms is None else self._now_ms()
-        return (batch_size, self._grace_ms, now_ms, *limits, int(dry_run), *self._layout, self._about, *self._ended)
-
-    def _batch(
-        self,
-        reply: Any,  # noqa: ANN401  # what the header of expire.lua says
-        pause: Pause | None,
-        sent_at: float,
-    ) -> Batch:
+    def _batch(self, reply: Any, pause: Pause | None, sent_at: float) -> Batch:  # noqa: ANN401  # as expire.lua's header has it
         next_expires_at = int(reply[1]) if reply[1] else None
         elapsed_s = time.perf_counter() - sent_at
-        return Batch(float(reply[0]), next_expires_at, int(reply[2]), pause, elapsed_s, self._grace_ms, *reply[3:])
+        grace_ms = to_ms(self._shard.settings.grace)
+        return Batch(float(reply[0]), next_expires_at, int(reply[2]), pause, elapsed_s, grace_ms, *reply[3:])
 
-    def _receive(self, sent: _Sent) -> tuple[Any, list[bytes | None] | None]:
-        """Return the script's reply or its error, and the control key where it was read ahead."""
-        connection = sent.connection
-        pipeline.read(connection, 2)
-        results = pipeline.read(connection)
-        if results is None:
-            raise WatchError(_MOVED)
-        return results[0], pipeline.read(connection, len(self._watch)) if sent.is_ahead else None
+    def _believe(self, batch: Batch) -> None:
+        if self._now_ms is None:
+            self._skew_ms = round(batch.now - worker_clock())
+        if batch.held != "clock":
+            self._believed = batch.now, time.clock_gettime(_ELAPSED), time.time()
 
-    def _lasts(self, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401  # see _Sent
-        return pause is not None and (pause.until is None or self._clock_ms(connection) < pause.until)
+    def _passed_ms(self) -> float:
+        """Return how long ago the server's clock was last believed, by the faster of two clocks of this machine."""
+        if self._believed is None:
+            return math.inf
+        _, elapsed_s, clock_s = self._believed
+        return 1000 * max(time.clock_gettime(_ELAPSED) - elapsed_s, time.time() - clock_s)
 
     def _latest_ms(self) -> float | str:
-        """Return the latest time that the server's clock can show now, by our own; empty where none is known."""
+        """Return the latest time that the server's clock can show now; empty if it may show any."""
         if not self._max_jump_ms or self._believed is None:
             return ""
-        now_ms, at_s = self._believed
-        return now_ms + 1000 * (time.clock_gettime(_ELAPSED) - at_s) + self._max_jump_ms
+        return self._believed[0] + self._passed_ms() + self._max_jump_ms
 
-    def _note_skew(self, server_ms: float) -> None:
-        if self._now_ms is None:
-            self._about = f"version={expirer.__version__} skew_ms={round(server_ms - worker_clock())}"
-            self._is_skew_known = True
+    def _is_forgiven(self, found: Control, now: float) -> bool:
+        """Say whether a person has resumed expiry after the clock jumped: then it is right."""
+        return found.resumed_at <= now <= found.resumed_at + self._passed_ms() + self._max_jump_ms
 
-    def _clock_ms(self, connection: Any) -> float:  # noqa: ANN401  # see _Sent
+    def _clock_ms(self, connection: Connection) -> float:
         if self._now_ms is not None:
             return self._now_ms()
         seconds, microseconds = pipeline.ask(connection, ("TIME",))
         return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A batch on its way: on which connection, and whether the next decision's WATCH and read went with it."""
-
-    connection: Any  # redis-py names no type that its kinds of connection share
-    pause: Pause | None
-    is_ahead: bool
-    at: float
-    """When it was sent, by time.perf_counter."""
+def _peer(connection: Connection) -> object:
+    """Return the address that a connection leads to; None if it leads nowhere."""
+    try:
+        return getattr(connection, "_sock").getpeername()  # noqa: B009  # redis-py has no other way to ask
+    except (AttributeError, OSError):
+        return None

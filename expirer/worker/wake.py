@@ -1,41 +1,41 @@
-"""Listens on the channels, so that a sleeping worker hears of a sooner reservation and of other workers."""
+"""Listens on the channels, so that a sleeping worker learns of a sooner reservation and of other workers."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from typing import Any
 
-from redis import Redis
+from redis.exceptions import RedisError
+from structlog.typing import FilteringBoundLogger
 
-from expirer.contract.keys import ShardKeys
+from expirer.connection.errors import explain
+from expirer.worker.worker import Worker
 
-_RECONNECT_S = 5.0
+_CHECK_S = 2.0
+"""How often it looks whether its worker speaks to another server by now."""
 _SILENCE_S = 10.0
-"""Then the server is asked whether it still is there: one that vanished closes no connection."""
+"""Then the server is asked whether it is still there: one that vanished closes no connection."""
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
 
 
 class WakeListener:
-    """A thread that hands on what is published.
+    """A thread that hands each message to the worker of its shard; a Cluster passes all of them to any node.
 
-    It calls `wake(n, message)` for each message on the wake channel of the n-th shard, and once, with an empty
-    message, after each subscription, to make up for what was published while nobody listened; and
-    `hear(n, message)` for each message on its channel of ticks. A failure is answered with another attempt,
-    never with an error: polling is the truth, a message only moves the sleep.
+    A failure is answered with another attempt: polling is the truth, a message only moves the sleep. While it cannot
+    listen, `trouble` says why; a failure that lasts is logged once.
     """
 
-    def __init__(
-        self,
-        client: Redis,
-        shards: Sequence[ShardKeys],
-        wake: Callable[[int, bytes], None],
-        hear: Callable[[int, bytes], None],
-    ) -> None:
-        self._client = client
-        self._wakes = {keys.wake.encode(): number for number, keys in enumerate(shards)}
-        self._ticks = {keys.ticks.encode(): number for number, keys in enumerate(shards)}
-        self._wake = wake
-        self._hear = hear
+    def __init__(self, workers: Sequence[Worker], log: FilteringBoundLogger) -> None:
+        self.trouble = "not subscribed yet"
+        self._workers = workers
+        self._log = log
+        self._handlers: dict[bytes, Callable[[bytes], None]] = {}
+        for worker in workers:
+            self._handlers[worker.shard.keys.ticks.encode()] = worker.on_tick
+            self._handlers[worker.shard.keys.wake.encode()] = worker.on_wake
+        self._wakes = {worker.shard.keys.wake.encode() for worker in workers}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="expirer-wake", daemon=True)
 
@@ -48,28 +48,55 @@ class WakeListener:
         self._stopped.set()
 
     def _run(self) -> None:
+        failures = 0
         while not self._stopped.is_set():
-            with suppress(Exception):
-                self._listen()
-            self._stopped.wait(_RECONNECT_S)
+            worker = self._workers[failures % len(self._workers)]
+            was_well = False
+            try:
+                self._listen(worker)
+            except Exception as error:  # noqa: BLE001  # the workers go on without messages
+                was_well, self.trouble = not self.trouble, _explained(error, worker)
+            failures = 1 if was_well else failures + 1
+            if failures == 2:  # noqa: PLR2004  # the first failure may be a restart of Redis
+                self._log.warning(
+                    "wake_unavailable", message=self.trouble, advice="units may come back an interval late"
+                )
+            if not was_well:
+                self._stopped.wait(min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(failures, 10)))
 
-    def _listen(self) -> None:
-        with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
-            pubsub.subscribe(*self._ticks, *self._wakes)
-            is_asked = False
+    def _listen(self, worker: Worker) -> None:
+        """Listen beside a worker until its connection fails, or leads elsewhere."""
+        with worker.shard.client.pubsub() as subscription:  # type: ignore[no-untyped-call]
+            pubsub: Any = subscription
+            pubsub.subscribe(*self._handlers)
+            peer = pubsub.connection._sock.getpeername()
+            heard_at, is_asked = time.monotonic(), False
             while not self._stopped.is_set():
-                pubsub.connection.connect()  # elsewhere, and subscribe there, if another is the primary by now
-                # With a time-out of its own: before redis-py 8.0.1 listen() ends with the socket's.
-                message = pubsub.get_message(timeout=_SILENCE_S)
-                if message is None:
+                message = pubsub.get_message(timeout=_CHECK_S)
+                if message is not None:
+                    heard_at, is_asked = time.monotonic(), False
+                    self._handle(message)
+                elif worker.peer not in (None, peer):
+                    raise RedisError(f"{worker.peer} is the server by now")
+                elif time.monotonic() - heard_at > _SILENCE_S:
                     if is_asked:
-                        return
-                    pubsub.subscribe(next(iter(self._ticks)))  # needs no right but what it has; it is no news
-                    is_asked = True
-                    continue
-                is_asked = False
-                channel, data = message["channel"], message["data"] if message["type"] == "message" else b""
-                if channel in self._wakes:
-                    self._wake(self._wakes[channel], data)
-                else:
-                    self._hear(self._ticks[channel], data)
+                        raise RedisError("no answer")
+                    pubsub.subscribe(next(iter(self._handlers)))  # needs no other right; it is no news
+                    heard_at, is_asked = time.monotonic(), True
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        channel = message["channel"]
+        if message["type"] == "message":
+            self._handlers[channel](message["data"])
+        elif channel in self._wakes:
+            if self.trouble:
+                self.trouble = ""
+                self._log.debug("wake_available")
+            self._handlers[channel](b"")  # makes up for what was published while nobody listened
+
+
+def _explained(error: Exception, worker: Worker) -> str:
+    try:
+        return explain(error, worker.shard.settings) or type(error).__name__
+    except Exception:  # noqa: BLE001  # the listener outlives every error
+        return type(error).__name__

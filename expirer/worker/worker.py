@@ -1,4 +1,4 @@
-"""Decides when: `tick` does one pass over the shards and never sleeps, `run` sleeps and does no work."""
+"""Decides when: `tick` does one pass and never sleeps, `run` sleeps and does no work."""
 
 from __future__ import annotations
 
@@ -7,76 +7,34 @@ import os
 import random
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
-from redis import Redis
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 from structlog.typing import FilteringBoundLogger
 
 from expirer.config.durations import to_ms
-from expirer.config.settings import Settings
 from expirer.connection.connect import longest_turn_s
 from expirer.connection.errors import explain
-from expirer.contract.control import Pause
-from expirer.contract.keys import shard_keys
+from expirer.contract import about
+from expirer.contract.numbers import integer
+from expirer.contract.shard import Shard
+from expirer.worker.alarm import Alarm
 from expirer.worker.batch import Batch, Tick
-from expirer.worker.events import Pace, ShardJournal, log_start, log_stop, warn_of_host
+from expirer.worker.events import Limits, ShardEvents
 from expirer.worker.expiry import Expiry
-from expirer.worker.tally import Tally
-from expirer.worker.wake import WakeListener
+from expirer.worker.metrics import ShardMetrics
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
 """An outage longer than this must not add an interval of lateness to its own length."""
-
 _AFTER_MS = 0.2
-"""Due is strictly before now; a look that came too early would cost a resolution."""
-
-_STOP = -1
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """A tick of which the channel told: when (monotonic seconds), what was next, and whose it was."""
-
-    at: float
-    now: float
-    next_expires_at: float | None
-    worker: bytes
-
-
-@dataclass(slots=True)
-class _News:
-    """What the listener's thread leaves for the worker's, one signal for all of it."""
-
-    heard: _Heard | None = None
-    """The last tick."""
-    look_at: float = math.inf
-    """When the soonest of the sooner reservations is due (monotonic seconds)."""
-
-
-class _Shard:
-    """One shard: its expiry, the drain under way, and when it is looked at next (monotonic seconds)."""
-
-    def __init__(self, number: int, expiry: Expiry, journal: ShardJournal) -> None:
-        self.number = number
-        self.expiry = expiry
-        self.journal = journal
-        self.drain: Tick | None = None
-        self.drain_began_at = 0.0
-        self.wake_at = 0.0
-        self.pause_ends_at = math.inf
-        """When a pause that was met last time ends, or is looked for again; no message of others puts that off."""
-        self.failures = 0
-        self.failed_at = 0.0
-        self.is_standby = False
-        self.news: _News | None = None
-        self.news_lock = threading.Lock()
+"""Wake just after ExpiresAt: a reservation is due strictly later, and waking early would wait a whole resolution."""
+_SIGN_OF_LIFE_S = 30.0
+"""A sleeping worker says at least this often that it lives, however long its interval is."""
 
 
 def new_id() -> str:
@@ -85,221 +43,196 @@ def new_id() -> str:
 
 
 class Worker:
-    """Expires what is due on every shard, again and again.
+    """Expires what is due on one shard, again and again.
 
     Args:
         now_ms: the clock, Unix ms; None obeys `settings.clock`.
         id_: its name; None: one of its own.
-        numbers: the shards it works on; None: all.
-        tally: where to count; None: in memory of its own.
-        paces: of its lines about errors, and about their end; None: of its own.
+        metrics: where to count; None: nowhere that is read.
+        limits: of its log lines about errors, shared by the workers of a process; None: of its own.
 
     """
 
-    def __init__(  # noqa: PLR0913  # what tells one worker of a crew from another is named
+    def __init__(  # noqa: PLR0913  # what the workers of a process share is named
         self,
-        client: Redis,
-        settings: Settings,
+        shard: Shard,
         log: FilteringBoundLogger,
         now_ms: Callable[[], float] | None = None,
         *,
         id_: str | None = None,
-        numbers: Sequence[int] | None = None,
-        tally: Tally | None = None,
-        paces: tuple[Pace, Pace] | None = None,
+        metrics: ShardMetrics | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        self.id = new_id() if id_ is None else id_
-        self._client = client
-        self._settings = settings
+        settings = shard.settings
+        self.id = id_ or new_id()
+        self.shard = shard
+        self.alarm = Alarm()
         self._interval_s = settings.interval.total_seconds()
         self._resolution_s = settings.resolution.total_seconds()
-        self._log = log.bind(worker=self.id)
-        self._tally = tally or Tally(settings.shards)
+        self._grace_ms = to_ms(settings.grace)
         self._turn_s = longest_turn_s(settings)
-        keys_of = shard_keys(settings)
-        numbers = range(len(keys_of)) if numbers is None else numbers
-        self._keys = [keys_of[number] for number in numbers]
-        errors, recoveries = paces or (Pace(), Pace())
-        self._shards = [
-            _Shard(
-                number,
-                Expiry(client, settings, keys, self.id, now_ms, replicas=replicas),
-                ShardJournal(self._log.bind(shard=number), settings, errors, recoveries),
-            )
-            for number, keys in zip(numbers, self._keys, strict=True)
-        ]
-        self._signals: SimpleQueue[int] = SimpleQueue()
-        self._is_stopping = False
-        self._done = Tick()
+        self._expiry = Expiry(shard, self.id, now_ms)
+        self._events = ShardEvents(log.bind(shard=shard.number, worker=self.id), settings, limits or Limits())
+        self._metrics = metrics or ShardMetrics()
+        self._failed_at = 0.0
+        self._compared_at = -math.inf
+        self._seen: tuple[float, float] | None = None
+        """The time that decides what is due (Unix ms), and the monotonic second in which it was read."""
+        self._mark: tuple[bytes, int] | None = None
+        """The token of the inventory and the newest call of the script that is known; None: no other worker is."""
+        self._is_standby = False
 
-    def run(self) -> None:
-        """Tick until stopped, and say so at the start and at the end; no error of Redis ends it."""
-        self._tell_start()
-        try:
-            self.work()
-        finally:
-            log_stop(self._log, self._done)
+    @property
+    def peer(self) -> object:
+        """The address of the server that the last tick spoke to."""
+        return self._expiry.peer
 
-    def work(self) -> Tick:
-        """Tick until stopped; return what was done."""
-        listener = WakeListener(self._client, self._keys, self._wake, self._hear)
-        listener.start()
-        try:
-            while not self._is_stopping:
-                now = time.monotonic()
-                self._done += self._advance_all(shard for shard in self._shards if shard.wake_at <= now)
-                self._sleep()
-            while draining := [shard for shard in self._shards if shard.drain is not None]:
-                self._done += self._advance_all(draining)
-        finally:
-            listener.stop()
-        return self._done
+    def run(self) -> Tick:
+        """Tick until stopped; return what was done in all. No error of Redis ends it."""
+        done = Tick()
+        while not self.alarm.is_stopped:
+            done += self.tick()
+            self._sleep()
+        return done
 
     def run_once(self) -> Tick:
-        """Tick once, with the first and the last line that `run` would log."""
-        self._tell_start()
+        """Tick until nothing is due that may expire now: the rate may spread that over several ticks."""
         done = self.tick()
-        log_stop(self._log, done)
+        while self._expiry_is_paced:
+            self._sleep()
+            done += self.tick()
         return done
-
-    def _tell_start(self) -> None:
-        self._tally.start()
-        log_start(self._log, self._settings, self._keys[0])
-        warn_of_host(self._log, self._client, self._settings)
 
     def stop(self) -> None:
-        """Let `run` return once its current batch is whole; safe in a signal handler, and more than once."""
-        self._is_stopping = True
-        self._tally.stop()
-        self._signals.put(_STOP)  # Event.set() could deadlock in a signal handler; this cannot
+        """Let `run` return once its current batch is whole."""
+        self.alarm.stop()
 
     def tick(self) -> Tick:
-        """Expire everything that is due on every shard; errors are logged and counted, not raised."""
-        done = self._advance_all(self._shards)
-        while draining := [shard for shard in self._shards if shard.drain is not None]:
-            done += self._advance_all(draining)
-        return done
-
-    def _advance_all(self, shards: Iterable[_Shard]) -> Tick:
-        """Run one batch on each of the shards, so that the backlog of one does not delay the others."""
-        return sum((self._advance(shard) for shard in shards), Tick())
-
-    def _advance(self, shard: _Shard) -> Tick:
-        """Run one batch; return what the whole drain did once a batch comes back short, nothing before."""
-        if shard.drain is None:
-            shard.drain, shard.drain_began_at = Tick(), time.monotonic()
-        self._tally.expect_back(self._shards[0].number, self._turn_s)
+        """Expire everything that is due, and set the alarm for the next look. Errors are logged, not raised."""
+        began_at = time.monotonic()
+        self._metrics.expect_back(self._turn_s)
+        self.alarm.begin()
+        self._is_standby = self._expiry_is_paced = False
+        done, earliest = Tick(), began_at + self._resolution_s
         try:
-            batch = shard.expiry.expire_batch(go_on=not self._is_stopping)
-            self._tally.count_batch(shard.number, batch)
-            if shard.failures:
-                shard.journal.tell_recovery(batch, shard.failures, time.monotonic() - shard.failed_at)
-                shard.failures = 0
-            shard.journal.tell_batch(batch, is_first=shard.drain == Tick())
-            shard.drain = replace(shard.drain + batch.counts, overdue=batch.overdue)
+            for batch in self._expiry.drain(lambda: not self.alarm.is_stopped):
+                self._record(batch, is_first=done == Tick())
+                done = replace(done + batch.counts, overdue=batch.overdue)
             if batch.held in ("brake", "clock"):
-                shard.expiry.pull_brake(shard.journal.tell_brake(batch))
-                return self._end_drain(shard, errors=1)
-        except WatchError as error:
-            self._tally.count_conflict(shard.number)
-            shard.journal.tell_conflict()
-            return self._end_drain(shard, error=error, conflicts=1)
-        except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and says it
-            delay_s = self._retry_delay_s(shard)
-            why = explain(error, self._settings)
-            self._tally.count_error(shard.number, error, why)
-            shard.journal.tell_error(error, why, delay_s)
-            return self._end_drain(shard, delay_s, error, errors=1)
-        if batch.pause is not None:
-            return self._end_drain(shard, self._pause_s(batch, batch.pause), paused=1)
-        if shard.expiry.is_under_way or (batch.overdue and not batch.held and not self._is_stopping):
-            return Tick()
-        return self._end_drain(shard, self._delay_s(batch.now, batch.next_expires_at))
-
-    def _end_drain(self, shard: _Shard, delay_s: float = 0.0, error: Exception | None = None, **obstacles: int) -> Tick:
-        """Say what the drain did, and when to look at the shard again."""
-        done = replace(shard.drain or Tick(), **obstacles)
-        shard.drain = None
-        shard.is_standby = False
-        now = time.monotonic()
-        shard.wake_at = max(shard.drain_began_at + self._resolution_s, now + delay_s)
-        shard.pause_ends_at = shard.wake_at if done.paused else math.inf
-        self._tally.count_drain(shard.number, done, now - shard.drain_began_at, error)
-        shard.journal.tell_drain(done, now - shard.drain_began_at)
+                self._expiry.pull_brake(self._events.log_brake(batch))
+                done = replace(done, errors=1)
+                self.alarm.end(began_at, earliest, math.inf)
+            else:
+                done = replace(done, paused=int(batch.pause is not None))
+                self._expiry_is_paced = batch.held == "rate"
+                self._compare_settings()
+                self.alarm.end(self._next_look_at(batch), earliest, self._latest_look_at(batch))
+        except WatchError:
+            self._metrics.conflicts += 1
+            self._events.log_conflict()
+            done = replace(done, conflicts=1)
+            self.alarm.end(began_at, earliest, math.inf)
+        except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and logs it
+            done = replace(done, errors=1)
+            retry_at = time.monotonic() + self._report(error)
+            self.alarm.end(retry_at, retry_at, retry_at)
+        self._metrics.ticks += 1
+        self._events.log_drain(done, time.monotonic() - began_at)
         return done
+
+    def on_wake(self, message: bytes) -> None:
+        """Look in time for a sooner reservation: `<now> <ExpiresAt>`, both Unix ms; any other message means now."""
+        at = now = time.monotonic()
+        with suppress(ValueError):
+            told_now, expires_at = map(float, message.split())
+            if math.isfinite(told_now) and math.isfinite(expires_at):
+                # Both clocks may be wrong; the sooner look costs nothing but a look.
+                at = min(self._due_at(expires_at), now + self._wait_s(expires_at, told_now))
+        self.alarm.sooner(at + self._jitter_s() if self._is_standby else at)
+
+    def on_tick(self, message: bytes) -> None:
+        """Take note of another worker's tick: `<token> <number> <first ExpiresAt in the index or nothing> <worker>`.
+
+        Only a worker that can read the keys of this very inventory knows the token, and only what happened after this
+        worker's own look has a higher number. What is believed are facts about the index; when to look is decided here.
+        The worker that ticked last leads; the others stand by, and take over within a resolution if it dies.
+        """
+        token, number, head, worker = (*message.split(b" ", 3), b"", b"", b"")[:4]
+        count, first = integer(number), integer(head)
+        is_known = self._mark is not None and token == self._mark[0] and worker != self.id.encode()
+        if not is_known or self._mark is None or count is None or count <= self._mark[1] or (head and first is None):
+            return
+        self._mark = token, count
+        self._is_standby = True
+        jitter_s = self._jitter_s()
+        due_at = math.inf if first is None else self._due_at(first)
+        self.alarm.later(max(due_at + jitter_s, time.monotonic() + (self._resolution_s + jitter_s) / 2))
 
     def _sleep(self) -> None:
-        timeout = max(min(shard.wake_at for shard in self._shards) - time.monotonic(), 0)
-        self._tally.expect_back(self._shards[0].number, timeout + self._turn_s)
-        with suppress(Empty):
-            number = self._signals.get(timeout=timeout)
-            if number != _STOP:
-                self._read_news(self._shards[number])
+        while not self.alarm.is_stopped:
+            self._metrics.expect_back(_SIGN_OF_LIFE_S + self._turn_s)
+            if self.alarm.wait(_SIGN_OF_LIFE_S):
+                return
 
-    def _wake(self, number: int, message: bytes) -> None:
-        """Take note of a sooner reservation: `<now> <ExpiresAt>`; any other message means now."""
-        look_at = time.monotonic()
-        with suppress(ValueError):
-            now, expires_at = map(float, message.split())
-            look_at += self._delay_s(now, expires_at)
-        with self._telling(number) as news:
-            news.look_at = min(news.look_at, look_at)
+    def _record(self, batch: Batch, *, is_first: bool) -> None:
+        self._seen = batch.now, time.monotonic()
+        self._mark = batch.mark
+        if self._metrics.failures:
+            self._events.log_recovery(batch, self._metrics.failures, time.monotonic() - self._failed_at)
+        self._metrics.count_batch(batch)
+        self._events.log_batch(batch, is_first=is_first)
 
-    def _hear(self, number: int, message: bytes) -> None:
-        """Take note of a tick: `<now> <next ExpiresAt or nothing> <worker>`; a stranger's message is none."""
-        with suppress(ValueError):
-            now, next_expires_at, worker = message.split(b" ", 2)
-            heard = _Heard(time.monotonic(), float(now), float(next_expires_at) if next_expires_at else None, worker)
-            with self._telling(number) as news:
-                news.heard = heard
+    def _report(self, error: Exception) -> float:
+        """Count and log an error; return after how many seconds to try again."""
+        if not self._metrics.failures:
+            self._failed_at = time.monotonic()
+        delay_s = min(self._interval_s, _LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(self._metrics.failures, 10))
+        delay_s *= random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
+        try:
+            message = explain(error, self.shard.settings)
+        except Exception:  # noqa: BLE001  # this is the last line of defense: it needs nothing
+            message = ""
+        self._metrics.count_error(error, message)
+        with suppress(Exception):
+            self._events.log_error(error, message, delay_s)
+        return delay_s
 
-    @contextmanager
-    def _telling(self, number: int) -> Iterator[_News]:
-        shard = self._shards[number]
-        with shard.news_lock:
-            if shard.news is None:
-                shard.news = _News()
-                self._signals.put(number)
-            yield shard.news
+    def _next_look_at(self, batch: Batch) -> float:
+        """Return when the next reservation is due; a paused shard waits for the end of its pause."""
+        if batch.pause is not None or batch.next_expires_at is None:
+            return math.inf
+        return self._due_at(batch.next_expires_at)
 
-    def _read_news(self, shard: _Shard) -> None:
-        with shard.news_lock:
-            news, shard.news = shard.news, None
-        if news is None or shard.failures or shard.drain is not None:
-            return  # messages must not turn the pause after an error into a spin
-        if (heard := news.heard) is not None:
-            # The worker that ticked last leads: it is there in time for the next expiry. The others stand by,
-            # each a random while later, and lead when they come first: the leader has gone, or is slow.
-            # Without messages each worker is on its own, which costs commands and never a reservation.
-            shard.is_standby = heard.worker != self.id.encode()
-            delay_s = max(self._resolution_s, self._delay_s(heard.now, heard.next_expires_at))
-            polled_at = shard.drain_began_at + self._interval_s
-            shard.wake_at = min(polled_at, shard.pause_ends_at, heard.at + delay_s + self._standby_s(shard))
-        if news.look_at < math.inf:
-            earliest = shard.drain_began_at + self._resolution_s
-            shard.wake_at = min(shard.wake_at, max(earliest, news.look_at) + self._standby_s(shard))
+    def _latest_look_at(self, batch: Batch) -> float:
+        """Return the end of the interval, or of the pause; no message puts that off."""
+        wait_s = self._interval_s
+        if batch.pause is not None and batch.pause.until is not None:
+            wait_s = min(wait_s, max(0.0, batch.pause.until - batch.now) / 1000)
+        return time.monotonic() + wait_s
 
-    def _standby_s(self, shard: _Shard) -> float:
-        # The half gives the leader time to tick and tell, the whole is what its death may cost.
-        return self._resolution_s * random.uniform(0.5, 1) if shard.is_standby else 0.0  # noqa: S311  # jitter
+    def _due_at(self, expires_at: float) -> float:
+        """Return the monotonic second in which a reservation is due, by the clock of the last look."""
+        if self._seen is None:
+            return time.monotonic()
+        now, at = self._seen
+        return at + self._wait_s(expires_at, now)
 
-    def _pause_s(self, batch: Batch, pause: Pause) -> float:
-        """Return the seconds until the pause ends, at most the interval."""
-        return (
-            self._interval_s if pause.until is None else min(self._interval_s, max(0, pause.until - batch.now) / 1000)
-        )
+    def _wait_s(self, expires_at: float, now: float) -> float:
+        return (expires_at + self._grace_ms + _AFTER_MS - now) / 1000
 
-    def _delay_s(self, now: float, next_expires_at: float | None) -> float:
-        """Return the seconds until the next reservation falls due, at most the interval."""
-        if next_expires_at is None:
-            return self._interval_s
-        due_at = next_expires_at + to_ms(self._settings.grace) + _AFTER_MS
-        return min(self._interval_s, max(0, due_at - now) / 1000)
+    def _jitter_s(self) -> float:
+        """Return a random wait: half of it gives the leader time to tick, the whole is what its death may cost."""
+        return self._resolution_s * random.uniform(0.5, 1)  # noqa: S311  # jitter
 
-    def _retry_delay_s(self, shard: _Shard) -> float:
-        longest = min(self._interval_s, _LONGEST_RETRY_S)
-        delay = min(longest, _FIRST_RETRY_S * 2.0 ** min(shard.failures, 10))
-        if not shard.failures:
-            shard.failed_at = time.monotonic()
-        shard.failures += 1
-        return delay * random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
+    def _compare_settings(self) -> None:
+        """Compare this worker's settings with those of the others, once an interval."""
+        if self._mark is None or time.monotonic() < self._compared_at + self._interval_s:
+            return
+        self._compared_at = time.monotonic()
+        client, keys = self.shard.client, self.shard.keys
+        with suppress(RedisError, OSError):  # a right may be missing; `status` and `check` compare too
+            now = self.shard.now()
+            ticks: Any = client.zrange(keys.workers, 0, -1, withscores=True)
+            texts: Any = client.hgetall(keys.about)
+            live = [id_ for id_, last in ticks if self.shard.is_live(last, now)]
+            self._events.log_disagreements(about.disagreements(about.parse(texts.get(id_, b"")) for id_ in live))

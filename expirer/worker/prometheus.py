@@ -1,0 +1,99 @@
+"""Renders what the workers of this process counted for Prometheus: `expirer_worker_…`, no label of an order or product."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import redis
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+import expirer
+from expirer.worker.metrics import Histogram, ShardMetrics
+from expirer.worker.wake import WakeListener
+
+
+class WorkerCollector(Collector):
+    """The figures of a process that runs workers."""
+
+    def __init__(self, id_: str, shards: Sequence[ShardMetrics], listener: WakeListener) -> None:
+        versions = {"version": expirer.__version__, "python": platform.python_version(), "redis_py": redis.__version__}
+        self._info = {**versions, "worker": id_}
+        self._shards = shards
+        self._listener = listener
+        self._started_at = time.time()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every figure."""
+        yield InfoMetricFamily("expirer_worker", "The program that runs", self._info)
+        yield GaugeMetricFamily(
+            "expirer_worker_start_time_seconds", "When this worker started, Unix time", self._started_at
+        )
+        yield GaugeMetricFamily(
+            "expirer_worker_listening", "1 while wake messages are heard", float(not self._listener.trouble)
+        )
+        yield from self._by_shard()
+        yield _histogram(
+            "expirer_worker_lateness_seconds",
+            "How late the units of each reservation came back, after the grace",
+            [shard.lateness for shard in self._shards],
+        )
+        yield _histogram(
+            "expirer_worker_batch_duration_seconds",
+            "Time from sending a batch to reading its reply",
+            [shard.batch_duration for shard in self._shards],
+        )
+
+    def _by_shard(self) -> Iterator[Metric]:
+        ticks = CounterMetricFamily("expirer_worker_ticks", "Drains that ended, with or without work", labels=["shard"])
+        conflicts = CounterMetricFamily(
+            "expirer_worker_conflicts", "Batches cancelled because the control key changed", labels=["shard"]
+        )
+        errors = CounterMetricFamily("expirer_worker_errors", "Batches that failed", labels=["shard", "error"])
+        expired = CounterMetricFamily(
+            "expirer_worker_expired_reservations", "Reservations that this worker expired", labels=["shard"]
+        )
+        units = CounterMetricFamily(
+            "expirer_worker_expired_units", "Units that this worker gave back", labels=["shard"]
+        )
+        success = GaugeMetricFamily(
+            "expirer_worker_last_success_timestamp_seconds", "When a batch last succeeded, Unix time", labels=["shard"]
+        )
+        for number, shard in enumerate(self._shards):
+            labels = [str(number)]
+            ticks.add_metric(labels, shard.ticks)
+            conflicts.add_metric(labels, shard.conflicts)
+            expired.add_metric(labels, shard.expired)
+            units.add_metric(labels, shard.units)
+            if shard.succeeded_at:
+                success.add_metric(labels, shard.succeeded_at)
+            for error, count in list(shard.errors.items()):
+                errors.add_metric([*labels, error], count)
+        return iter((ticks, conflicts, errors, expired, units, success))
+
+
+def registry(collector: Collector) -> CollectorRegistry:
+    """Return a registry of these figures and those of the process."""
+    registered = CollectorRegistry()
+    registered.register(collector)
+    ProcessCollector(registry=registered)
+    return registered
+
+
+def _histogram(name: str, meaning: str, histograms: Sequence[Histogram]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, meaning)
+    counts = [sum(column) for column in zip(*(histogram.counts for histogram in histograms), strict=True)]
+    buckets = zip(map(floatToGoString, histograms[0].bounds), accumulate(counts), strict=True)
+    family.add_metric([], list(buckets), sum(histogram.sum_s for histogram in histograms))
+    return family
