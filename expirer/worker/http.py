@@ -16,7 +16,7 @@ from http import HTTPStatus
 from structlog.typing import FilteringBoundLogger
 
 from expirer.config.settings import ConfigurationError
-from expirer.worker.events import Pace
+from expirer.worker.events import LogLimiter
 
 MOST_CONNECTIONS = 8
 """The next one takes the place of the oldest, so idle clients keep no probe from its answer."""
@@ -76,7 +76,7 @@ class HttpServer:
     def __init__(self, host: str, port: int, routes: Mapping[str, Route], log: FilteringBoundLogger) -> None:
         self._routes = routes
         self._log = log
-        self._pace = Pace()
+        self._limiter = LogLimiter()
         self._connections: list[_Connection] = []
         """The oldest first."""
         self._listener = _listen(host, port)
@@ -175,7 +175,7 @@ class HttpServer:
         try:
             return route(request)
         except Exception:
-            if (more := self._pace.take()) is not None:
+            if (more := self._limiter.take()) is not None:
                 log.exception("http_error", path=request.path, **more)
             return Answer(b"expirer could not answer; its log says why\n", HTTPStatus.INTERNAL_SERVER_ERROR)
 
