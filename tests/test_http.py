@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,11 @@ def read(client: socket.socket) -> bytes:
         while part := client.recv(2**20):
             parts.append(part)
     return b"".join(parts)
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def assert_probe_is_answered(server: HttpServer) -> None:
@@ -138,14 +144,14 @@ def test_the_next_takes_the_place_of_the_oldest(server: HttpServer) -> None:
 def test_idle_clients_keep_no_probe_from_its_answer(server: HttpServer, sends: bytes) -> None:
     """However many connect and sit there, a probe is answered within its second, and few descriptors are used."""
     with ExitStack() as stack:
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(SEVERAL):
             client = stack.enter_context(connect(server))
             with suppress(ConnectionError):
                 client.sendall(sends)
         for _ in range(20):
             assert_probe_is_answered(server)
-        assert len(os.listdir("/proc/self/fd")) - before <= SEVERAL + MOST_CONNECTIONS + 1
+        assert descriptors() - before <= SEVERAL + MOST_CONNECTIONS + 1
 
 
 def test_a_slow_client_has_a_limited_time(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +173,7 @@ def test_no_descriptor_left_ends_nothing(server: HttpServer) -> None:
     """While the process has no descriptor left nobody is answered; then whoever waits is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client, ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 10, hard))
         try:
             with suppress(OSError):
                 while True:

@@ -458,7 +458,7 @@ def test_no_number_breaks_the_page(client: redis.Redis, log: Log, digits: int) -
     shop.stock("mug", 0, 1)
     id_ = shop.hold("mug", 1, int(worker_clock()) - 60_000)
     client.hset(shop.keys.reservation_prefix + id_, "quantity", huge)
-    client.hset(shop.keys.stats, mapping={"expired": huge, "units": "²", b"\x1b[2J\xff": "7"})  # type: ignore[dict-item]
+    client.hset(shop.keys.stats, mapping={"expired": huge, "units": "²", b"\x1b[2J\xff": "7"})
     client.hset(shop.keys.control, mapping={"paused": 1, "until": huge, "since": huge})
     client.hset(shop.keys.about, "w1", f"version={huge} skew_ms={huge}")
     client.zadd(shop.keys.workers, {"w1": 1e300})
