@@ -17,8 +17,6 @@ from expirer.operate.key_tracking import Feed
 from expirer.operate.reshard import _Move
 from expirer.operate.snapshot import Camera
 from expirer.operate.tail import _follow_all, _positions
-from expirer.web.metrics import take_sample
-from expirer.web.probes import ping
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
 from tests.acl import Desk, refusals
@@ -50,15 +48,12 @@ def checks(desk: Desk) -> list[str]:
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
     with connect_all(desk.settings) as servers:
-        watch = Watch(servers, desk.settings, "worker")
-        watch.look()
-        quarantine = watch.view().quarantine
-        sample = take_sample(servers, desk.settings)
+        watch = Watch(servers, desk.settings, Log().logger())
+        watch.read()
     troubles = [
-        ping(desk.settings),
-        watch.view().error,
-        quarantine.error,
-        "" if sample.shards else "the shard could not be read",
+        watch.reading.error,
+        watch.reading.quarantine.error,
+        "" if watch.figures().is_up else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
 
