@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from expirer.connection.connect import Servers
-from expirer.contract.clock import worker_clock
+from expirer.contract.about import disagreements
 from expirer.contract.reasons import ADVICE
 from expirer.contract.shard import Shard
-from expirer.operate.status import ShardStatus, look_at
+from expirer.operate.status import ShardStatus, read_status
 
 _COUNTED = 1000
 """The units of this many overdue reservations are summed, the oldest: a backlog must not make reading it dear."""
@@ -31,6 +31,15 @@ _GAUGES: dict[str, tuple[str, Callable[[ShardStatus], float | None]]] = {
     "next_expiry_timestamp_seconds": (
         "Next ExpiresAt, Unix time",
         lambda shard: None if shard.next_expires_at is None else shard.next_expires_at / 1000,
+    ),
+    "never_due_reservations": (
+        "Reservations whose ExpiresAt is more than a century ahead",
+        lambda shard: shard.never_due,
+    ),
+    "live_workers": ("Workers that ticked within their interval and 5 s", lambda shard: len(shard.workers)),
+    "disagreements": (
+        "Settings that must agree and differ between live workers",
+        lambda shard: len(disagreements(worker.about for worker in shard.workers)),
     ),
     "paused": ("1 while a pause or a brake stops expiry", lambda shard: shard.paused is not None),
     "brake": ("1 while a brake stops expiry", lambda shard: shard.paused is not None and shard.paused.is_brake),
@@ -49,39 +58,29 @@ class Figures:
     """What Redis said of the shards that could be read."""
 
     shards: tuple[ShardStatus, ...] = ()
-    live_workers: Mapping[int, int] = field(default_factory=dict)
-    """By shard."""
-    skew_ms: int | None = None
-    """How far the server's clock is ahead of this machine's or a live worker's: the furthest; None: unknown."""
     is_up: bool = False
     """Whether every shard could be read."""
 
+    @property
+    def skew_ms(self) -> int | None:
+        """How far the server's clock is ahead of this machine's or a live worker's: the furthest; None: unknown."""
+        workers = (worker.skew_ms for shard in self.shards for worker in shard.workers if worker.skew_ms is not None)
+        return max((*(shard.skew_ms for shard in self.shards), *workers), key=abs, default=None)
 
-def read_figures(servers: Servers) -> Figures:
+
+def read_figures(shards: Sequence[Shard]) -> Figures:
     """Read every shard, several at a time; leave out the ones that cannot be read."""
     until = time.monotonic() + _PATIENCE_S
 
-    def read(shard: Shard) -> tuple[ShardStatus, int, int] | None:
-        if time.monotonic() > until:
-            return None
-        try:
-            now = shard.now()
-            skew_ms = now - int(worker_clock())
-            status = look_at(shard.client, shard.settings, shard.number, shard.keys, 0, _COUNTED)
-        except (RedisError, OSError):
-            return None
-        live = [worker for worker in status.workers if shard.is_live(worker["last_tick"], now)]
-        skews = [skew_ms, *(worker["skew_ms"] for worker in live if worker["skew_ms"] is not None)]
-        return status, len(live), max(skews, key=abs)
+    def read(shard: Shard) -> ShardStatus | None:
+        if time.monotonic() < until:
+            with suppress(RedisError, OSError):
+                return read_status(shard, 0, _COUNTED)
+        return None
 
-    with ThreadPoolExecutor(min(len(servers.shards), _AT_ONCE)) as pool:
-        rows = [row for row in pool.map(read, servers.shards) if row is not None]
-    return Figures(
-        shards=tuple(status for status, _, _ in rows),
-        live_workers={status.shard: live for status, live, _ in rows},
-        skew_ms=max((skew_ms for _, _, skew_ms in rows), key=abs, default=None),
-        is_up=len(rows) == len(servers.shards),
-    )
+    with ThreadPoolExecutor(min(len(shards), _AT_ONCE)) as pool:
+        known = tuple(status for status in pool.map(read, shards) if status is not None)
+    return Figures(known, is_up=len(known) == len(shards))
 
 
 class InventoryCollector(Collector):
@@ -102,7 +101,6 @@ class InventoryCollector(Collector):
         if figures.skew_ms is not None:
             meaning = "How far the clock of Redis is ahead of this machine's or a live worker's: the furthest of them"
             yield GaugeMetricFamily("expirer_clock_skew_seconds", meaning, value=figures.skew_ms / 1000)
-        yield _gauge("live_workers", "Workers that ticked within their interval and 5 s", figures.live_workers)
         for name, (meaning, value_of) in _GAUGES.items():
             yield _gauge(name, meaning, {shard.shard: value_of(shard) for shard in figures.shards})
         for name, (meaning, total) in _TOTALS.items():
