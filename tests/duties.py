@@ -15,10 +15,8 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
 from expirer.operate.key_tracking import Feed
 from expirer.operate.reshard import _Move
-from expirer.operate.snapshot import Camera
-from expirer.operate.tail import _follow_all, _positions
-from expirer.web.metrics import take_sample
-from expirer.web.probes import ping
+from expirer.operate.snapshot import Sampler
+from expirer.operate.tail import _positions, follow
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
 from tests.acl import Desk, refusals
@@ -50,15 +48,12 @@ def checks(desk: Desk) -> list[str]:
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
     with connect_all(desk.settings) as servers:
-        watch = Watch(servers, desk.settings, "worker")
-        watch.look()
-        quarantine = watch.view().quarantine
-        sample = take_sample(servers, desk.settings)
+        watch = Watch(servers, desk.settings, Log().logger())
+        watch.read()
     troubles = [
-        ping(desk.settings),
-        watch.view().error,
-        quarantine.error,
-        "" if sample.shards else "the shard could not be read",
+        watch.reading.error,
+        watch.reading.quarantine.error,
+        "" if watch.figures().is_up else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
 
@@ -74,16 +69,16 @@ def _verb(*command: str) -> Duty:
 def tails(desk: Desk) -> list[str]:
     """Follow the events, from now and from the start."""
 
-    def follow(servers: Servers) -> None:
-        _positions(servers, desk.settings, None)
-        next(_follow_all(desk.settings, _positions(servers, desk.settings, "start")))
+    def read(servers: Servers) -> None:
+        _positions(servers, None)
+        next(follow(servers, "start"))
 
-    return desk.errors(follow)
+    return desk.errors(read)
 
 
 def watches(desk: Desk) -> list[str]:
-    """Take a picture for `top`."""
-    return desk.errors(lambda servers: Camera(servers, desk.settings).take())
+    """Take a snapshot for `top`."""
+    return desk.errors(lambda servers: Sampler(servers.shards).sample())
 
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
