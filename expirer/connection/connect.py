@@ -20,9 +20,9 @@ from redis.retry import Retry
 
 from expirer.config.address import PORT, host_ports, read_password
 from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection import pipeline
 from expirer.connection.directory import LONGEST_S, Cluster, Sentinels, shown
 from expirer.connection.errors import GREETING, redact
-from expirer.connection import pipeline
 from expirer.connection.locate import LocatedConnection, located
 from expirer.contract.keys import shard_keys, slot_of
 from expirer.contract.shard import Shard
