@@ -12,6 +12,7 @@ from signal import SIGTERM
 from typing import Any
 
 import pytest
+from expirer.worker.crew import Crew
 from redis.cluster import RedisCluster
 
 from expirer import Reservations, cli
@@ -20,7 +21,6 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys, shard_of
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from tests.beds import hung, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
@@ -117,7 +117,7 @@ def test_a_message_wakes_its_shard(cluster: Cluster, client: RedisCluster, log: 
     shop = shops_of(client)[shard_of("mug", SHARDS)]
     shop.stock("mug", 10)
 
-    with running(crew_of(cluster, log, interval="24h")):
+    with running(crew_of(cluster, log, interval="10m")):
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
         wait_until(lambda: listeners(cluster, shop.keys.wake))
         Reservations(client, shards=SHARDS).reserve("o1", "mug", 2, timedelta(milliseconds=30))

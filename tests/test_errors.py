@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from expirer.worker.crew import Crew
 from redis.exceptions import MovedError
 
 from expirer import cli
@@ -12,7 +13,6 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.connection.errors import explain
 from expirer.contract.keys import shard_keys, slot_of
-from expirer.worker.crew import Crew
 from tests.beds import execute, hung
 from tests.cluster import Cluster
 from tests.conftest import Log

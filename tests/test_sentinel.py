@@ -7,13 +7,13 @@ from pathlib import Path
 from signal import SIGTERM
 
 import pytest
+from expirer.worker.crew import Crew
 
 from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.connection.errors import location
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from expirer.worker.worker import Worker
 from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas
 from tests.conftest import Log

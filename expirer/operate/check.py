@@ -162,7 +162,7 @@ def _about_clock(client: Redis, settings: Settings) -> Remark:
 
 def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
     wrong = False
-    for finding in wrong_types(((shard.client, shard.keys) for shard in servers.shards)):
+    for finding in wrong_types((shard.client, shard.keys) for shard in servers.shards):
         wrong = True
         advice = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
         yield Remark("failure", "keys", finding, advice)
@@ -198,7 +198,7 @@ def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
     for client in servers.each().values():
         client.script_load(scripts.load("expire").text)
-    for number, (client, keys) in enumerate(((shard.client, shard.keys) for shard in servers.shards)):
+    for number, (client, keys) in enumerate((shard.client, shard.keys) for shard in servers.shards):
         prefix = f"{keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(keys, **{name: prefix + name for name in _OF_THE_SCRIPT})
         scratch = Scratch.of("check", settings, number, own)

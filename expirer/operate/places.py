@@ -14,9 +14,9 @@ from tqdm import tqdm
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.contract.keys import ShardKeys, shard_keys, shard_of
+from expirer.contract.keys import ShardKeys, shard_keys, shard_of, shard_tag
 from expirer.contract.text import readable
-from expirer.operate.inventory_scan import Row, Survey, literal, pack, scan
+from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 from expirer.operate.terminal import shown
 
 MOST_SHARDS = 1024
@@ -95,12 +95,14 @@ class Places:
                 ids = found[number, product_id]
                 if row is not None:
                     pack(ids.held if product_id and self._is_held(row) else ids.ended, row.id)
-            written = [row.id for _, row in survey.news() if not _has_gone(row)]
+            written = [row.id for _, row in survey.changed() if not _has_gone(row)]
         if written:
             raise Trouble(f"{shown(readable(written[0]))} was written just now: stop the checkouts first")
         return dict(found)
 
-    def _misplaced(self, survey: Survey, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes, Row | None]]:
+    def _misplaced(
+        self, survey: InventoryScan, tell: Callable[[int], object]
+    ) -> Iterator[tuple[int, bytes, Row | None]]:
         for number, row in survey.walk(tell):
             if not _has_gone(row) and not self._stays(number, row.product_id):
                 yield number, row.product_id, row
@@ -108,15 +110,15 @@ class Places:
             if not self._stays(number, product_id):
                 yield number, product_id, None
 
-    def _heard(self) -> Survey:
-        survey = Survey(self._servers, self._settings)
-        if survey.deafness:
+    def _heard(self) -> InventoryScan:
+        survey = InventoryScan(self._servers)
+        if survey.tracking_error:
             survey.close()
             raise Trouble(
-                f"nobody would hear a checkout that still writes, without CLIENT TRACKING: {survey.deafness};"
+                f"nobody would hear a checkout that still writes, without CLIENT TRACKING: {survey.tracking_error};"
                 " the rights of expirer-reshard in deploy/acl/expirer.acl suffice"
             )
-        survey.news()  # nothing yet: it tries the right to ask
+        survey.changed()  # nothing yet: it tries the right to ask
         return survey
 
     def _stays(self, number: int, product_id: bytes) -> bool:
@@ -127,12 +129,10 @@ class Places:
 
     def _keys(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         """Yield (key, its hash tag, product id where it is a stock) of all that has to move, under whatever number."""
-        namespace = re.escape(self._settings.namespace.encode())
-        place = re.compile(
-            rb"(\{%s(?::(?:0|[1-9]\d{0,3}))?\}):(?:reservations|quarantine|reservation:.*|stock:(.*))" % namespace,
-            re.DOTALL,
-        )
-        pattern = literal(f"{{{self._settings.namespace}".encode()) + b"*"
+        begin, end = shard_tag(self._settings.namespace)
+        tag = re.escape(begin[:-1]) + rb"(?::(?:0|[1-9]\d{0,3}))?" + re.escape(end)
+        place = re.compile(rb"(%s):(?:reservations|quarantine|reservation:.*|stock:(.*))" % tag, re.DOTALL)
+        pattern = literal(begin[:-1]) + b"*"
         with self._bar("finding", 1) as bar:
             for client in self._servers.each().values():
                 for keys in scan(client, pattern, bar.update):

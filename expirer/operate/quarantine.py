@@ -107,11 +107,11 @@ class _Desk:
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self.done: Counter[str] = Counter()
         self._settings = settings
-        self._shards: list[_Shard] = list(((shard.client, shard.keys) for shard in servers.shards))
+        self._shards: list[_Shard] = list((shard.client, shard.keys) for shard in servers.shards)
         self._log: FilteringBoundLogger = build_logger(settings)
         self._by = who()
         self._requeue = servers.shards[0].client.register_script(scripts.load("requeue").text)
-        self._settle = servers.shards[0].client.register_script(scripts.load("settle").text)
+        self._settle = servers.shards[0].client.register_script(scripts.load("resolve").text)
         self._requeued: dict[str, _Shard] = {}
         """By the channel on which their workers are told."""
 
@@ -192,6 +192,7 @@ class _Desk:
                 settings.status_active,
                 settings.status_expired,
                 settings.unit_ms,
+                0,
             ],
         )
         log = self._log.bind(reservation_id=readable(id_), product_id=readable(product))
@@ -231,7 +232,7 @@ _REFUSALS = {
     "stock_missing": "stock_missing: there is no such product",
     "reserved_too_small": "reserved_too_small: fewer units are reserved than that; recount with expirer audit",
 }
-"""What the codes of settle.lua mean; the others speak for themselves."""
+"""What the codes of resolve.lua mean; the others speak for themselves."""
 
 
 def _entries(client: Redis, keys: ShardKeys, reason: str | None) -> Iterator[tuple[bytes, bytes]]:

@@ -18,10 +18,11 @@ from expirer.connection.errors import explain, location
 from expirer.contract import control, scripts
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
+from expirer.contract.numbers import integer
 from expirer.contract.text import readable
 from expirer.operate.audit import audit
 from expirer.operate.check import wrong_types
-from expirer.operate.inventory_scan import integer, sliced, unpacked
+from expirer.operate.inventory_scan import sliced, unpacked
 from expirer.operate.places import MOST_SHARDS, Ids, Places, Trouble
 from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.terminal import confirms, shown, shown_pause, who
