@@ -104,7 +104,8 @@ def _quarantine_requeue(flags: dict[str, str], options: dict[str, Any]) -> int:
 def _quarantine_release(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import quarantine  # noqa: PLC0415
 
-    return quarantine.release(load(flags), options["reservation_id"], options["quantity"], options["product"])
+    id_, quantity, product_id = options["reservation_id"], options["quantity"], options["product"]
+    return quarantine.release(load(flags), id_, quantity, product_id, is_forced=options["force"])
 
 
 def _quarantine_drop(flags: dict[str, str], options: dict[str, Any]) -> int:
@@ -301,6 +302,7 @@ VERBS = {
             "reservation_id": _RESERVATION_ID,
             "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
             "--product": {"metavar": "P", "help": "of which product, where the reservation cannot say"},
+            "--force": {"action": "store_true", "help": "also if its record is gone, and its units may have been sold"},
         },
     ),
     "quarantine drop": Verb(

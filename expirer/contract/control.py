@@ -1,12 +1,14 @@
 """What stops expiry: a person's pause and a worker's brake, as the control key of a shard has them.
 
-              pause            pause ends         brake pulled         resume
-    running   paused           -                  braked               running
-    paused    paused anew      running            paused and braked    running
-    braked    paused, braked   -                  braked               running
-    both      paused, braked   braked             both                 running
+    state            pause            pause --for     resume    brake pulled     pause ends
+    running          paused           timed           running   braked           running
+    paused           paused           timed           running   paused, braked   paused
+    timed            paused           timed           running   timed, braked    running
+    braked           paused, braked   timed, braked   running   braked           braked
+    paused, braked   paused, braked   timed, braked   running   paused, braked   paused, braked
+    timed, braked    paused, braked   timed, braked   running   timed, braked    braked
 
-The two never replace each other. Only a person's resume ends a brake.
+A pause and a brake never replace each other, and only a person's resume ends a brake.
 """
 
 from __future__ import annotations
