@@ -1,5 +1,5 @@
--- Look at some reservations of one shard: each as it stands in its key, in the index and in the quarantine, all
--- in one moment. Only reads.
+-- Read some reservations of one shard: what its key, the index and the quarantine
+-- have of it, all in one moment. Only reads.
 --
 -- KEYS
 --   KEYS[1]  index       ZSET  reservation id -> ExpiresAt
@@ -35,6 +35,6 @@ for i, id in ipairs({unpack(ARGV, 7)}) do
   answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = kind, row[1] or '', row[2] or '', status
   answer[n + 5], answer[n + 6] = EXPIRES_AT ~= '' and row[4] or '', row[5] or ''
   answer[n + 7], answer[n + 8] = call('ZSCORE', index, id) or '', call('HGET', quarantine, id) or ''
-  answer[n + 9] = kind == 'hash' and status ~= ACTIVE and tostring(call('PTTL', key)) or ''
+  answer[n + 9] = kind == 'hash' and status ~= ACTIVE and string.format('%.0f', call('PTTL', key)) or ''
 end
 return answer

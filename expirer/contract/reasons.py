@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from expirer.contract.text import readable
+from expirer.contract.numbers import integer
+from expirer.contract.text import decode
 
 ADVICE = {
     "reservation_missing": "a writer died half way, or the prefix is wrong; find its units, then release or drop it",
@@ -21,14 +22,16 @@ ADVICE = {
     "reserved_invalid": "recount with expirer audit --repair; then requeue",
     "reserved_too_small": "recount with expirer audit --repair; then requeue",
     "available_overflow": "mend the counter; then requeue",
+    "key_forbidden": "its key is outside the key patterns of the user: fix the entry or the patterns; then requeue",
 }
 """Reason -> what to do."""
 
 
 def parsed(entry: bytes) -> dict[str, Any]:
-    """Read `reason=… at=… score=…`; what a person wrote otherwise is the reason as it stands."""
-    text = readable(entry)
-    match = re.fullmatch(r"reason=(\S+) at=(\d{1,16}) score=(\S+)", text)
-    if match is None:
-        return {"reason": text, "at": None, "score": None}
-    return {"reason": match[1], "at": int(match[2]), "score": match[3]}
+    """Read `reason=… at=… score=…`, and `retry=…` if it is tried again; any other text is the reason as it is."""
+    text = decode(entry)
+    match = re.fullmatch(r"reason=(\S+) at=(\S+) score=(\S+?)(?: retry=(\S+))?", text)
+    at = integer(match[2], least=0) if match else None
+    if match is None or at is None:
+        return {"reason": text, "at": None, "score": None, "retry": None}
+    return {"reason": match[1], "at": at, "score": match[3], "retry": match[4]}

@@ -24,42 +24,42 @@ from expirer.worker.expiry import Expiry
 _Row = list[bytes | None]
 
 
-def pause(settings: Settings, duration: timedelta | None, reason: str, number: int | None) -> int:
+def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
     """Pause all shards, or one: nothing expires once this has returned. Return the exit code."""
     with redis_or_say(settings) as servers:
-        for shard in _chosen(servers, number):
-            now = shard.now()
+        for one in _chosen(servers, shard):
+            now = one.now()
             until = None if duration is None else now + to_ms(duration)
             fields: Any = control.pausing(who(), reason, now, until)
-            shard.client.hset(shard.keys.control, mapping=fields)
+            one.client.hset(one.keys.control, mapping=fields)
             ends = "until it is resumed" if until is None else f"until {shown_time(until)}"
-            brake = "; the brake stays on" if Control.read(_read(shard)).brake else ""
-            overdue = f"{shard.count_overdue(now):,} overdue stay Active"
-            sys.stdout.write(f"shard {shard.number}: paused {ends}{brake}; {overdue}, and their units reserved\n")
+            brake = "; the brake stays on" if Control.read(_read(one)).brake else ""
+            overdue = f"{one.count_overdue(now):,} overdue stay Active"
+            sys.stdout.write(f"shard {one.number}: paused {ends}{brake}; {overdue}, and their units reserved\n")
         return 0
     return 1
 
 
-def resume(settings: Settings, number: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
+def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
     """End pause and brake of all shards, or of one, as they were shown; a brake only if a person confirms it.
 
     Return the exit code.
     """
     with redis_or_say(settings) as servers:
-        seen = [(shard, _read(shard)) for shard in _chosen(servers, number)]
+        seen = [(one, _read(one)) for one in _chosen(servers, shard)]
         braked, is_braked = 0, False
-        for shard, row in seen:
-            now, found = shard.now(), Control.read(row)
-            overdue = shard.count_overdue(now)
+        for one, row in seen:
+            now, found = one.now(), Control.read(row)
+            overdue = one.count_overdue(now)
             if found.brake:
                 braked, is_braked = braked + overdue, True
-            sys.stdout.write(f"shard {shard.number}: {_describe(found, now)}; {overdue:,} overdue would expire\n")
+            sys.stdout.write(f"shard {one.number}: {_describe(found, now)}; {overdue:,} overdue would expire\n")
         question = f"Release the brake, and let {braked:,} overdue reservations expire?"
         if is_braked and not is_sure and not confirms(question, answers):
             sys.stdout.flush()
             sys.stderr.write("expirer: the brake is on; see expirer once --dry-run, then repeat this with --yes\n")
             return 1
-        return int(sum(not _resume(shard, row) for shard, row in seen) > 0)
+        return 0 if all([_resume(one, row) for one, row in seen]) else 1
     return 1
 
 

@@ -25,8 +25,8 @@ from expirer.worker.logs import build_logger
 _SLICE = 100
 _OUTCOMES = ("requeued", "released", "dropped", "unchanged", "refused")
 _GONE = (
-    "its record is gone, and it may have been confirmed or released before: its units may be sold. If expirer audit"
-    " says that more units are reserved than Active reservations hold, repeat this with --force; else drop it"
+    "there is no such reservation any more: it may have been sold, and then it holds no units. Drop the entry, and let"
+    " expirer audit --repair recount; only if it was reservation_missing from the start does --force release its units"
 )
 _REFUSALS = {
     "not_found": "it is not in quarantine",
@@ -167,7 +167,7 @@ class Quarantine:
         stock = keys.stock_prefix.encode() + product
         code, status, available, reserved = _call(
             shard,
-            "settle",
+            "resolve",
             [keys.index, key, stock, keys.quarantine, keys.events, keys.operations],
             [
                 id_,

@@ -259,7 +259,7 @@ class _Move:
             *(old.index, old.quarantine, old.stock_prefix.encode() + product_id),
             *(new.index, new.quarantine, new.stock_prefix.encode() + product_id),
         )
-        words = (product_id, old.reservation_prefix, new.reservation_prefix, self._product_field, self._nobody)
+        words = (product_id, old.reservation_prefix, new.reservation_prefix, self._product_field)
         return ("EVALSHA", self._script.sha, len(keys), *keys, *words, *ids)
 
     def _move_totals(self) -> None:
