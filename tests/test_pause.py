@@ -403,12 +403,15 @@ def test_a_pause_stops_four_workers_under_load(
 ) -> None:
     """While four workers drain a backlog `expirer pause` returns, and not one reservation expires afterwards."""
     backlog = Backlog(server_client)
-    backlog.add(12_000)
     keys = backlog.shop.keys
+    run("pause")
+    backlog.add(12_000)
     with ExitStack() as stack:
         flags = ("--batch-size", "5", "--log-level", "warning")
         programs = [stack.enter_context(Program(shared_server.url, *flags)) for _ in range(4)]
         wait_until(lambda: server_client.zcard(keys.workers) == 4)
+        run("resume")
+        wait_until(lambda: server_client.xlen(keys.events))
 
         code, out, _ = run("pause", "--reason", "payment outage")
 
@@ -420,7 +423,7 @@ def test_a_pause_stops_four_workers_under_load(
         wait_until(lambda: server_client.publish(keys.wake, "1") and count_scripts(server_client) > ticks + 20)
         assert expired == server_client.xlen(keys.events)
         backlog.assert_conserved()
-        assert {1} == {len(program.of("expiry_paused")) for program in programs} - {0}
+        assert {1, 2} >= {len(program.of("expiry_paused")) for program in programs}
 
         assert run("resume", "--yes")[0] == 0
         wait_until(lambda: not backlog.left())

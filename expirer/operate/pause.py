@@ -59,7 +59,8 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
             sys.stdout.flush()
             sys.stderr.write("expirer: the brake is on; see expirer once --dry-run, then repeat this with --yes\n")
             return 1
-        return 0 if all([_resume(one, row) for one, row in seen]) else 1
+        outcomes = [_resume(one, row) for one, row in seen]
+        return 0 if all(outcomes) else 1
     return 1
 
 
