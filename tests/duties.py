@@ -15,8 +15,8 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
 from expirer.operate.key_tracking import Feed
 from expirer.operate.reshard import _Move
-from expirer.operate.snapshot import Camera
-from expirer.operate.tail import _follow_all, _positions
+from expirer.operate.snapshot import Sampler
+from expirer.operate.tail import _positions, follow
 from expirer.web.metrics import take_sample
 from expirer.web.probes import ping
 from expirer.web.watch import Watch
@@ -76,16 +76,16 @@ def _verb(*command: str) -> Duty:
 def tails(desk: Desk) -> list[str]:
     """Follow the events, from now and from the start."""
 
-    def follow(servers: Servers) -> None:
-        _positions(servers, desk.settings, None)
-        next(_follow_all(desk.settings, _positions(servers, desk.settings, "start")))
+    def read(servers: Servers) -> None:
+        _positions(servers, None)
+        next(follow(servers, "start"))
 
-    return desk.errors(follow)
+    return desk.errors(read)
 
 
 def watches(desk: Desk) -> list[str]:
-    """Take a picture for `top`."""
-    return desk.errors(lambda servers: Camera(servers, desk.settings).take())
+    """Take a snapshot for `top`."""
+    return desk.errors(lambda servers: Sampler(servers.shards).sample())
 
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
