@@ -162,7 +162,7 @@ def inventory(client: redis.Redis) -> Inventory:
     return Inventory(client)
 
 
-class _QuietFeed:
+class _QuietTracking:
     """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
 
     def __init__(self, *_: object) -> None:
@@ -186,7 +186,7 @@ def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
     monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
-        monkeypatch.setattr("expirer.operate.inventory_scan.Feed", _QuietFeed)
+        monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", _QuietTracking)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

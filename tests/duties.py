@@ -13,7 +13,7 @@ from unittest.mock import patch
 from expirer import Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
-from expirer.operate.key_tracking import Feed
+from expirer.operate.key_tracking import KeyTracking
 from expirer.operate.reshard import _Move
 from expirer.operate.snapshot import Sampler
 from expirer.operate.tail import _positions, follow
@@ -90,14 +90,14 @@ def watches(desk: Desk) -> list[str]:
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
-    written, looks = Feed.written, count(1)
+    written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: Feed) -> set[bytes]:
+    def spied(feed: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             desk.shop.client.flushall()
         return written(feed)
 
-    with patch.object(Feed, "written", spied):
+    with patch.object(KeyTracking, "written", spied):
         told = desk.complaints("audit")
     return [line for line in told if "was emptied meanwhile" not in line]
 

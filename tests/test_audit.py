@@ -14,10 +14,11 @@ import redis
 
 from expirer import cli
 from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys, shard_of
 from expirer.operate import audit as audit_module
-from expirer.operate.inventory_scan import Survey
+from expirer.operate.inventory_scan import InventoryScan
 from expirer.worker.worker import Worker
 from tests.conftest import Log, Operate
 from tests.inventory import Inventory
@@ -414,21 +415,21 @@ def test_it_expires_after_the_repair(shop: Inventory, operate: Operate) -> None:
 
     operate("audit", "--repair", "--yes")
 
-    assert Worker(shop.client, Settings(), Log().logger()).tick().expired == 1
+    assert Worker(Servers.of(shop.client, Settings()).shards[0], Log().logger()).tick().expired == 1
     shop.assert_conserved({"mug": 10})
     assert shop.counters("mug") == (9, 1)
 
 
 def test_a_flush_in_the_middle_is_one_line(shop: Inventory, operate: Operate, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is emptied under the audit ends it with one line."""
-    products = Survey.products
+    products = InventoryScan.products
 
     def empty(survey: Any, tell: Any) -> Any:  # noqa: ANN401
         yield from products(survey, tell)
         shop.client.flushdb()
         yield 0, b"mug"
 
-    monkeypatch.setattr(Survey, "products", empty)
+    monkeypatch.setattr(InventoryScan, "products", empty)
 
     code, _, err = operate("audit")
 

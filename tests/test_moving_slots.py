@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from expirer.worker.crew import Crew
 from redis.crc import key_slot
 
 from expirer import cli
@@ -16,9 +17,8 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys
 from expirer.operate.audit import _Recount
-from expirer.operate.inventory_scan import Survey
+from expirer.operate.inventory_scan import InventoryScan
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from tests.beds import execute, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
@@ -236,7 +236,7 @@ def test_an_audit_ends_where_its_shard_moves_away(bed: Cluster, move: Move) -> N
     """An audit that listened on the old server judges nothing on the new one, where it may have missed a write."""
     fill(move.shop, move.source.client())
     settings = Settings(**bed.settings)
-    with connect_all(settings) as servers, closing(Survey(servers, settings)) as survey:
+    with connect_all(settings) as servers, closing(InventoryScan(servers)) as survey:
         move.begin()
         move.end()
 

@@ -13,7 +13,7 @@ from expirer.contract import scripts
 from expirer.contract.control import Control
 from expirer.contract.keys import shard_of
 from expirer.operate import reshard
-from expirer.operate.inventory_scan import Survey
+from expirer.operate.inventory_scan import InventoryScan
 from tests.conftest import Operate
 from tests.inventory import contents
 from tests.resharding import assert_conserved, fill, moved, shops
@@ -22,13 +22,13 @@ from tests.servers import RedisServer
 
 def while_it_reads(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let somebody act before it asks what was written meanwhile."""
-    news = Survey.news
+    changed = InventoryScan.changed
 
-    def after_it(survey: Survey) -> Any:  # noqa: ANN401  # what news returns
+    def after_it(survey: InventoryScan) -> Any:  # noqa: ANN401  # what changed returns
         act()
-        return news(survey)
+        return changed(survey)
 
-    monkeypatch.setattr(Survey, "news", after_it)
+    monkeypatch.setattr(InventoryScan, "changed", after_it)
 
 
 @pytest.mark.parametrize("client", ["server"], indirect=True)  # the fake one has no CLIENT TRACKING
@@ -195,7 +195,7 @@ def test_where_nobody_would_hear_a_checkout_nothing_is_paused(
     def refused(*_: object) -> None:
         raise redis.ResponseError("unknown subcommand 'TRACKING'")
 
-    monkeypatch.setattr("expirer.operate.inventory_scan.Feed", refused)
+    monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", refused)
     code, _, err = operate("reshard", "--to", "16", "--yes")
 
     assert (1, before) == (code, contents(client))

@@ -18,7 +18,7 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.text import readable
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
-from expirer.operate.inventory_scan import Survey, integer
+from expirer.operate.inventory_scan import InventoryScan, integer
 from expirer.operate.server import redis_or_say, server_now
 from expirer.operate.terminal import confirms, shown, who
 from expirer.worker.logs import build_logger
@@ -68,7 +68,7 @@ class _Audit:
         self._servers = servers
         self._settings = settings
         wanted = None if product_id is None else product_id.encode(errors="surrogateescape")
-        self._survey = Survey(servers, settings, wanted)
+        self._survey = InventoryScan(servers, wanted)
         self._log = build_logger(settings)
         self._by = who()
         self._products = 0
@@ -82,8 +82,10 @@ class _Audit:
     def findings(self) -> Iterator[Finding]:
         """Yield what is wrong, each checked again after it was suspected: first reservations, then counters."""
         yield from self._recheck(self._suspect())
-        if self._survey.deafness:
-            self._remarks.append(f"the counters were not compared, without CLIENT TRACKING: {self._survey.deafness}")
+        if self._survey.tracking_error:
+            self._remarks.append(
+                f"the counters were not compared, without CLIENT TRACKING: {self._survey.tracking_error}"
+            )
         else:
             yield from self._count_products()
 
@@ -231,7 +233,7 @@ class _Recount:
     all. What an attempt has read is kept: the next one only reads what was written since.
     """
 
-    def __init__(self, survey: Survey, number: int, product_id: bytes) -> None:
+    def __init__(self, survey: InventoryScan, number: int, product_id: bytes) -> None:
         self.key: Any = survey.shards[number].stock_prefix.encode() + product_id
         self._survey = survey
         self._number = number
@@ -283,7 +285,7 @@ class _Recount:
 
     def _catch_up(self) -> None:
         """Read what was written since the last time; the first time all that is known of the product."""
-        for number, row in self._survey.news():
+        for number, row in self._survey.changed():
             if number == self._number and (row.id in self._held or row.product_id == self._product_id):
                 self._take(row)
         ids = self._survey.known(self._number, self._product_id) - self._held.keys() if not self._is_read else ()

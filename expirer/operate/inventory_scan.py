@@ -14,11 +14,10 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract import scripts
 from expirer.contract.keys import shard_keys, shard_of
-from expirer.operate.key_tracking import Feed
+from expirer.operate.key_tracking import KeyTracking
 
 _SLICE = 10
 """Reservations that are looked at in one script; it holds the server for less than 0.1 ms."""
@@ -54,21 +53,21 @@ class Row:
     """Of one that has ended; -1: none."""
 
 
-class Survey:
+class InventoryScan:
     """The reservations of an inventory: a walk over all of them, and news of those written since.
 
     A product is known by the ids of its Active reservations, one after the other in a bytearray: some
     25 bytes each.
     """
 
-    def __init__(self, servers: Servers, settings: Settings, product_id: bytes | None = None) -> None:
+    def __init__(self, servers: Servers, product_id: bytes | None = None) -> None:
         """Begin to listen to what is written; raise RedisError where Redis fails."""
         self.servers = servers
-        self.settings = settings
+        self.settings = settings = servers.shards[0].settings
         self.shards = shard_keys(settings)
         self.reservations = 0
         """Active ones that the walk has met, maybe some of them twice."""
-        self.deafness = ""
+        self.tracking_error = ""
         """Why it hears of nothing that is written; empty: it does."""
         self._product_id = product_id
         self._known: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
@@ -77,13 +76,13 @@ class Survey:
         namespace = re.escape(settings.namespace.encode())
         self._tag = re.compile(rb"\{%s:(0|[1-9]\d{0,3})\}:(?:reservation|stock):" % namespace)
         common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
-        self._feeds: list[Feed] = []
+        self._feeds: list[KeyTracking] = []
         try:
             for client in servers.each().values():
-                self._feeds.append(Feed(client, common))
+                self._feeds.append(KeyTracking(client, common))
         except ResponseError as error:
             self.close()
-            self.deafness = str(error)
+            self.tracking_error = str(error)
 
     def close(self) -> None:
         """Stop listening."""
@@ -127,7 +126,7 @@ class Survey:
             quarantined: Any = self.servers.shards[shard].client.hscan_iter(keys.quarantine, count=_COUNT)
             yield from self._look((shard, id_) for id_, _ in quarantined)
 
-    def news(self) -> list[tuple[int, Row]]:
+    def changed(self) -> list[tuple[int, Row]]:
         """Return (shard, row) for every reservation written since the last call."""
         written = (key for feed in self._feeds for key in feed.written())
         return list(self._look(self._located(written), is_urgent=True))

@@ -14,7 +14,7 @@ from expirer.connection import pipeline
 _CHANNEL = "__redis__:invalidate"
 
 
-class Feed:
+class KeyTracking:
     """Names the keys that anybody has written since the last look (CLIENT TRACKING in broadcasting mode).
 
     It costs the server a message for each written key of the prefixes while it is open.
@@ -68,5 +68,5 @@ class Feed:
         return connection
 
 
-def _server(connection: Any) -> tuple[object, object]:  # noqa: ANN401  # see Feed.hears
+def _server(connection: Any) -> tuple[object, object]:  # noqa: ANN401  # see KeyTracking.hears
     return getattr(connection, "host", None), getattr(connection, "port", None)  # neither: the only socket there is

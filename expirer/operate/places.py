@@ -16,7 +16,7 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.keys import ShardKeys, shard_keys, shard_of
 from expirer.contract.text import decode, printable
-from expirer.operate.inventory_scan import Row, Survey, literal, pack, scan
+from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 
 MOST_SHARDS = 1024
 
@@ -96,12 +96,12 @@ class Places:
                 ids = found[number, product_id]
                 if row is not None:
                     pack(ids.placed if product_id and self._is_placed(row) else ids.ended, row.id)
-            written = [row.id for _, row in inventory.news() if not _is_gone(row)]
+            written = [row.id for _, row in inventory.changed() if not _is_gone(row)]
         if written:
             raise ReshardError(f"{printable(decode(written[0]))} was written just now: stop the checkouts first")
         return dict(found)
 
-    def _misplaced(self, inventory: Survey, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes, Row | None]]:
+    def _misplaced(self, inventory: InventoryScan, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes, Row | None]]:
         for number, row in inventory.walk(tell):
             if not _is_gone(row) and not self._stays(number, row.product_id):
                 yield number, row.product_id, row
@@ -109,15 +109,15 @@ class Places:
             if not self._stays(number, product_id):
                 yield number, product_id, None
 
-    def _tracked_scan(self) -> Survey:
-        inventory = Survey(self._servers, self._settings)
-        if inventory.deafness:
+    def _tracked_scan(self) -> InventoryScan:
+        inventory = InventoryScan(self._servers)
+        if inventory.tracking_error:
             inventory.close()
             raise ReshardError(
                 "without CLIENT TRACKING a checkout that still writes would not be noticed:"
-                f" {inventory.deafness}; the user expirer-reshard in deploy/acl/expirer.acl has the permissions"
+                f" {inventory.tracking_error}; the user expirer-reshard in deploy/acl/expirer.acl has the permissions"
             )
-        inventory.news()  # tries the permission to ask
+        inventory.changed()  # tries the permission to ask
         return inventory
 
     def _stays(self, number: int, product_id: bytes) -> bool:
