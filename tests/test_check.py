@@ -134,7 +134,7 @@ def test_every_shard_is_tried(server_client: redis.Redis, check: Check) -> None:
 
     assert found["code"] == 1
     assert found["keys"]["finding"] == f"{last.quarantine} holds a string where a hash belongs"
-    assert "EXPIRER_NAMESPACE" in found["keys"]["way_out"]
+    assert "EXPIRER_NAMESPACE" in found["keys"]["remedy"]
 
 
 def test_an_index_of_another_type_is_named_once_by_its_cause(shop: Inventory, check: Check) -> None:
@@ -146,7 +146,7 @@ def test_an_index_of_another_type_is_named_once_by_its_cause(shop: Inventory, ch
 
     assert found["code"] == 1
     assert found["keys"]["level"] == "failure"
-    assert found["layout"]["way_out"] == "mend what the line on the keys says"
+    assert found["layout"]["remedy"] == "mend what the line on the keys says"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_full_server(shop: Inventory, check: Check) -> None:
 
     assert found["memory"]["level"] == "warning"
     assert found["rights"]["level"] == "failure"
-    assert "maxmemory" in found["rights"]["way_out"]
+    assert "maxmemory" in found["rights"]["remedy"]
 
 
 def test_persistence(shop: Inventory, check: Check) -> None:
@@ -202,7 +202,7 @@ def test_a_replica_is_a_failure(own_server: RedisServer, check: Check) -> None:
         found = check(url=own_server.url)
 
     assert (found["code"], found["role"]["level"], found["rights"]["level"]) == (1, "failure", "failure")
-    assert "primary" in found["rights"]["way_out"]
+    assert "primary" in found["rights"]["remedy"]
 
 
 @pytest.mark.usefixtures("_untouched")
@@ -234,7 +234,7 @@ def test_a_missing_right_is_named(
 
     assert found[what]["level"] == level
     if level != "ok":
-        assert "grant" in found[what]["way_out"]
+        assert "grant" in found[what]["remedy"]
         assert lacks[1:] in found[what]["finding"].lower()
     shop.assert_conserved({"mug": 10})
 
@@ -256,7 +256,7 @@ def test_a_key_that_may_only_be_read(shop: Inventory, check: Check, shared_serve
         shop.client.execute_command("ACL", "DELUSER", "clerk")  # type: ignore[no-untyped-call]
 
     assert found["rights"]["level"] == "failure"
-    assert "grant" in found["rights"]["way_out"]
+    assert "grant" in found["rights"]["remedy"]
 
 
 def test_another_clock(shop: Inventory, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_field_under_a_wrong_name_is_a_warning(shop: Inventory, check: Check) 
     found = check("--field-status", "state")["fields"]
 
     assert found["level"] == "warning"
-    assert "EXPIRER_FIELD_STATUS" in found["way_out"]
+    assert "EXPIRER_FIELD_STATUS" in found["remedy"]
     shop.assert_conserved({"mug": 10})
 
 
@@ -308,16 +308,16 @@ def test_a_paused_and_braked_shop_can_be_checked(shop: Inventory, check: Check) 
 
 def test_an_old_server_and_a_cluster_are_failures() -> None:
     """What INFO tells of a server that is too old, or a Cluster, is a failure with the way out."""
-    from expirer.connection.server_checks import remarks  # noqa: PLC0415
+    from expirer.connection.server_checks import checks  # noqa: PLC0415
 
     levels = {
         remark.what: remark.level
-        for remark in remarks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
+        for remark in checks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
     }
 
     assert levels == {"version": "failure", "cluster": "failure", "role": "ok"}
     assert [
-        remark.finding for remark in remarks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
+        remark.finding for remark in checks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
     ] == ["Valkey 9.1.0"]
 
 

@@ -18,9 +18,8 @@ from redis.exceptions import ResponseError
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.directory import shown as shown_address
-from expirer.connection.errors import GRANT, location, redact, said, way_out
-from expirer.connection.server_checks import Remark, remarks
+from expirer.connection.errors import GRANT, location, message, redact, remedy
+from expirer.connection.server_checks import Check, checks
 from expirer.contract import control, scripts
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys, shard_keys
@@ -48,7 +47,7 @@ _OF_THE_SCRIPT = ("index", "events", "quarantine", "stats", "workers", "about")
 _UNSEEN = ("field_order_id", "field_status", "field_expires_at")
 """Fields under a wrong name that no outcome tells of: their absence is legal."""
 
-_Step = Callable[[Servers, Settings, Sequence[ShardKeys]], Iterator[Remark]]
+_Step = Callable[[Servers, Settings, Sequence[ShardKeys]], Iterator[Check]]
 
 
 def check(settings: Settings, *, as_json: bool) -> int:
@@ -61,14 +60,14 @@ def check(settings: Settings, *, as_json: bool) -> int:
             if as_json:
                 line = json.dumps({**asdict(remark), "finding": finding})
             else:
-                advice = f"; {shown(remark.way_out)}" if remark.way_out else ""
+                advice = f"; {shown(remark.remedy)}" if remark.remedy else ""
                 line = f"{remark.level:<9}{remark.what}: {finding}{advice}"
             sys.stdout.write(f"{line}\n")
         return 1 if levels["failure"] else 0
     return 1
 
 
-def _remarks(servers: Servers, settings: Settings) -> Iterator[Remark]:
+def _remarks(servers: Servers, settings: Settings) -> Iterator[Check]:
     steps: dict[str, _Step] = {
         "connection": _connection,
         "server": _server,
@@ -84,90 +83,90 @@ def _remarks(servers: Servers, settings: Settings) -> Iterator[Remark]:
         try:
             yield from step(servers, settings, shards)
         except ResponseError as error:
-            yield Remark("failure", what, said(error, settings), _way_out(error, settings))
+            yield Check("failure", what, message(error, settings), _remedy(error, settings))
 
 
-def _way_out(error: ResponseError, settings: Settings) -> str:
+def _remedy(error: ResponseError, settings: Settings) -> str:
     if str(error).startswith("WRONGTYPE"):
         return "mend what the line on the keys says"
-    return way_out(error, settings) or GRANT
+    return remedy(error, settings) or GRANT
 
 
-def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _connection(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     client = servers.shards[0].client
     client.exists(shards[0].control)
     began_at = perf_counter()
     client.exists(shards[0].control)
     took_ms = 1000 * (perf_counter() - began_at)
-    yield Remark("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
+    yield Check("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
 
 
-def _server(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _server(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Check]:
     for address, client in servers.each().items():
         yield from (_at(address, remark) for remark in _about_server(client, settings))
 
 
-def _at(address: str, remark: Remark) -> Remark:
+def _at(address: str, remark: Check) -> Check:
     """Name the server where there are several."""
     return replace(remark, finding=f"{address}: {remark.finding}") if address else remark
 
 
-def _about_server(client: Redis, settings: Settings) -> Iterator[Remark]:
+def _about_server(client: Redis, settings: Settings) -> Iterator[Check]:
     try:
         info: Any = client.info()
     except ResponseError:
-        yield Remark("ok", "server", "it hides INFO, so version, role, memory and persistence were not looked at")
+        yield Check("ok", "server", "it hides INFO, so version, role, memory and persistence were not looked at")
         return
-    yield from remarks(info, settings)
+    yield from checks(info, settings)
     if "aof_enabled" in info:
         yield _persistence(client, info)
 
 
-def _persistence(client: Redis, info: dict[str, Any]) -> Remark:
+def _persistence(client: Redis, info: dict[str, Any]) -> Check:
     for status in ("aof_last_write_status", "rdb_last_bgsave_status"):
         if info.get(status, "ok") != "ok":
-            return Remark("warning", "persistence", f"{status} is {info[status]}", "see the server's log and its disk")
+            return Check("warning", "persistence", f"{status} is {info[status]}", "see the server's log and its disk")
     if info["aof_enabled"]:
-        return Remark("ok", "persistence", "append-only file")
+        return Check("ok", "persistence", "append-only file")
     try:
         saves: Any = client.config_get("save")
     except ResponseError:
-        return Remark("ok", "persistence", "no append-only file; whether there are snapshots, it hides")
+        return Check("ok", "persistence", "no append-only file; whether there are snapshots, it hides")
     if any(saves.values()):
-        return Remark("ok", "persistence", "snapshots: a crash forgets what came after the last one")
-    return Remark("warning", "persistence", "none", "a restart forgets every reservation: set appendonly yes")
+        return Check("ok", "persistence", "snapshots: a crash forgets what came after the last one")
+    return Check("warning", "persistence", "none", "a restart forgets every reservation: set appendonly yes")
 
 
-def _clock(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _clock(servers: Servers, settings: Settings, _shards: Sequence[ShardKeys]) -> Iterator[Check]:
     for address, client in servers.each().items():
         yield _at(address, _about_clock(client, settings))
 
 
-def _about_clock(client: Redis, settings: Settings) -> Remark:
+def _about_clock(client: Redis, settings: Settings) -> Check:
     before = worker_clock()
     try:
         seconds, microseconds = client.time()
     except ResponseError as error:
         if settings.clock == "worker":
-            return Remark("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
-        return Remark("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
+            return Check("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
+        return Check("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
     skew_ms = round(seconds * 1000 + microseconds / 1000 - (before + worker_clock()) / 2)
     finding = f"the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine"
     if abs(skew_ms) <= _LARGEST_SKEW_MS:
-        return Remark("ok", "clock", finding)
+        return Check("ok", "clock", finding)
     if settings.clock == "worker":
-        return Remark("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
-    return Remark("warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong")
+        return Check("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
+    return Check("warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong")
 
 
-def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _keys(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     wrong = False
     for finding in wrong_types(((shard.client, shard.keys) for shard in servers.shards)):
         wrong = True
         advice = "something else uses that name: look at the address, at EXPIRER_NAMESPACE and EXPIRER_…_KEY"
-        yield Remark("failure", "keys", finding, advice)
+        yield Check("failure", "keys", finding, advice)
     if not wrong:
-        yield Remark("ok", "keys", "each is free, or of its type")
+        yield Check("ok", "keys", "each is free, or of its type")
 
 
 def wrong_types(shards: Iterable[tuple[Redis, ShardKeys]], wanted: Iterable[str] = tuple(_TYPES)) -> Iterator[str]:
@@ -183,18 +182,18 @@ def wrong_types(shards: Iterable[tuple[Redis, ShardKeys]], wanted: Iterable[str]
                 yield f"{name} holds a {found} where a {type_} belongs"
 
 
-def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _slots(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     if servers.cluster is not None:
-        served = Counter(map(shown_address, servers.cluster.primaries(servers.slots)))
+        served = Counter(servers.addresses())
         each = ", ".join(f"{count:,} on {address}" for address, count in served.most_common())
-        yield Remark("ok", "slots", f"all keys of a shard share one; shards: {each}")
+        yield Check("ok", "slots", f"all keys of a shard share one; shards: {each}")
     elif all(len({key_slot(name.encode()) for name in astuple(keys)}) == 1 for keys in shards):
-        yield Remark("ok", "slots", "all keys of a shard share one")
+        yield Check("ok", "slots", "all keys of a shard share one")
     else:
-        yield Remark("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster minds")
+        yield Check("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster minds")
 
 
-def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
     for client in servers.each().values():
         client.script_load(scripts.load("expire").text)
@@ -220,9 +219,9 @@ def _rights(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
             raise reply
         if reply[3][:1] != [scratch.reservation_id.encode()]:
             finding = f"expire.lua answered {reply!r}"
-            yield Remark("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
+            yield Check("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
             return
-    yield Remark("ok", "rights", "expire.lua works on keys of its own, which are removed again")
+    yield Check("ok", "rights", "expire.lua works on keys of its own, which are removed again")
 
 
 def _is_plain(client: Redis, settings: Settings, keys: ShardKeys) -> bool:
@@ -237,7 +236,7 @@ def _is_plain(client: Redis, settings: Settings, keys: ShardKeys) -> bool:
     return False
 
 
-def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     names = [name for keys in shards for name in (keys.wake, keys.ticks)]
     client = servers.shards[0].client
     try:
@@ -249,12 +248,12 @@ def _channels(servers: Servers, _settings: Settings, shards: Sequence[ShardKeys]
             client.publish(name, "1")
     except ResponseError as error:
         advice = "grant PUBLISH, SUBSCRIBE and the channels: without, a sooner reservation waits for the interval"
-        yield Remark("warning", "channels", str(error), advice)
+        yield Check("warning", "channels", str(error), advice)
         return
-    yield Remark("ok", "channels", "it may publish and subscribe")
+    yield Check("ok", "channels", "it may publish and subscribe")
 
 
-def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Remark]:
+def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -> Iterator[Check]:
     """Ask expire.lua, with its writes off, what would become of the next reservations if they were due."""
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -275,24 +274,24 @@ def _layout(servers: Servers, settings: Settings, shards: Sequence[ShardKeys]) -
         finding = (
             "no reservation is there to try it on; if the shop has some, it writes other keys than the settings name"
         )
-        yield Remark("ok", "layout", finding)
+        yield Check("ok", "layout", finding)
         return
     if reasons:
         each = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in reasons.most_common())
         finding = f"of the next {looked_at:,} reservations {reasons.total():,} would be quarantined: {each}"
         if reasons.total() == looked_at:
             advice = "the names do not fit: look at the prefixes and at EXPIRER_FIELD_…"
-            yield Remark("failure", "layout", finding, advice)
+            yield Check("failure", "layout", finding, advice)
         else:
-            yield Remark("warning", "layout", finding, "look at them with expirer show, and run expirer audit")
+            yield Check("warning", "layout", finding, "look at them with expirer show, and run expirer audit")
     else:
-        yield Remark("ok", "layout", f"the next {looked_at:,} reservations fit it")
+        yield Check("ok", "layout", f"the next {looked_at:,} reservations fit it")
     for name in _UNSEEN:
         field = getattr(settings, name)
         if field and active and field not in present:
             finding = f"none of the next {active:,} Active reservations has a field {field}"
             advice = f"fine where your inventory has none; else name it in {variable(name)}"
-            yield Remark("warning", "fields", finding, advice)
+            yield Check("warning", "fields", finding, advice)
 
 
 def _fields(client: Redis, settings: Settings, keys: ShardKeys, ids: list[str]) -> set[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from expirer.config.environment import variable
 from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract import control, scripts
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
@@ -90,7 +90,7 @@ def _told(error: Trouble | RedisError, settings: Settings) -> str:
         error = error.__context__
     if str(error).startswith(("BUSY", "Timeout reading")):
         return f"{location(settings)}: it is at work on a script, and will finish it: wait until it answers again"
-    return f"{location(settings)}: {shown(explain(error, settings))}"
+    return f"{location(settings)}: {shown(describe(error, settings))}"
 
 
 def _is_conflict(error: RedisError) -> bool:

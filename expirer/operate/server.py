@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect_all
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys
 from expirer.operate.terminal import shown
@@ -35,7 +35,7 @@ def redis_or_say(settings: Settings) -> Iterator[Servers]:
 
 def trouble(error: Exception, settings: Settings) -> str:
     """Return where Redis is, and what an error says."""
-    where, text = location(settings), explain(error, settings)
+    where, text = location(settings), describe(error, settings)
     return shown(text if text.startswith(where) else f"{where}: {text}")
 
 

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
-from expirer.connection.errors import PRIMARY, explain
+from expirer.connection.errors import PRIMARY, describe
 from expirer.contract import control
 from expirer.contract.clock import unix_ms
 from expirer.contract.control import Control, Pause
@@ -63,7 +63,7 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
             except (RedisError, OSError) as error:
                 if servers.cluster is None:
                     raise
-                shards.append(_unknown(number, f"no answer: {explain(error, settings)}"))  # the others may be well
+                shards.append(_unknown(number, f"no answer: {describe(error, settings)}"))  # the others may be well
         is_healthy = not any(shard.problems for shard in shards)
         if as_json:
             whole = {"healthy": is_healthy, "clock_skew_ms": skew_ms, "shards": [asdict(shard) for shard in shards]}

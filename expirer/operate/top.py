@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.operate.screen import HEALTHY, STATE_ROW, View, lines
 from expirer.operate.snapshot import Camera
 from expirer.operate.terminal import shown
@@ -71,7 +71,7 @@ def _watch(view: View, lock: threading.Lock, camera: Camera, settings: Settings)
         except Exception as error:  # noqa: BLE001  # without this thread the last picture would pass for the present
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             with lock:
-                view.error = f"{name}{explain(error, settings)}"
+                view.error = f"{name}{describe(error, settings)}"
         else:
             with lock:
                 view.add(picture)
