@@ -35,15 +35,15 @@ def shop(server_client: redis.Redis) -> Inventory:
 
 @pytest.fixture
 def check(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Return a function that checks the real server: what -> remark, and the exit code as `code`."""
+    """Return a function that checks the real server: what -> check, and the exit code as `code`."""
 
     def run(*arguments: str, url: str = shared_server.url) -> dict[str, Any]:
         code = cli.main(["check", "--json", *arguments, "--redis-url", url])
         out, err = capsys.readouterr()
         assert err == ""
-        remarks = [json.loads(line) for line in out.splitlines()]
-        assert code == int(any(remark["level"] == "failure" for remark in remarks))
-        return {"code": code, **{remark["what"]: remark for remark in remarks}}
+        checks = [json.loads(line) for line in out.splitlines()]
+        assert code == int(any(one["level"] == "failure" for one in checks))
+        return {"code": code, **{one["what"]: one for one in checks}}
 
     return run
 
@@ -136,7 +136,7 @@ def test_every_shard_is_tried(server_client: redis.Redis, check: Check) -> None:
 
     assert found["code"] == 1
     assert found["keys"]["finding"] == f"{last.quarantine} holds a string where a hash belongs"
-    assert "EXPIRER_NAMESPACE" in found["keys"]["way_out"]
+    assert "EXPIRER_NAMESPACE" in found["keys"]["remedy"]
 
 
 def test_an_index_of_another_type_is_named_once_by_its_cause(shop: Inventory, check: Check) -> None:
@@ -148,7 +148,7 @@ def test_an_index_of_another_type_is_named_once_by_its_cause(shop: Inventory, ch
 
     assert found["code"] == 1
     assert found["keys"]["level"] == "failure"
-    assert found["layout"]["way_out"] == "see the line on the keys"
+    assert found["layout"]["remedy"] == "see the line on the keys"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_full_server(shop: Inventory, check: Check) -> None:
 
     assert found["memory"]["level"] == "warning"
     assert found["rights"]["level"] == "failure"
-    assert "maxmemory" in found["rights"]["way_out"]
+    assert "maxmemory" in found["rights"]["remedy"]
 
 
 def test_persistence(shop: Inventory, check: Check) -> None:
@@ -204,7 +204,7 @@ def test_a_replica_is_a_failure(own_server: RedisServer, check: Check) -> None:
         found = check(url=own_server.url)
 
     assert (found["code"], found["role"]["level"], found["rights"]["level"]) == (1, "failure", "failure")
-    assert "primary" in found["rights"]["way_out"]
+    assert "primary" in found["rights"]["remedy"]
 
 
 @pytest.mark.usefixtures("_untouched")
@@ -236,7 +236,7 @@ def test_a_missing_right_is_named(
 
     assert found[what]["level"] == level
     if level != "ok":
-        assert "grant" in found[what]["way_out"]
+        assert "grant" in found[what]["remedy"]
         assert lacks[1:] in found[what]["finding"].lower()
     shop.assert_conserved({"mug": 10})
 
@@ -258,7 +258,7 @@ def test_a_key_that_may_only_be_read(shop: Inventory, check: Check, shared_serve
         shop.client.execute_command("ACL", "DELUSER", "clerk")  # type: ignore[no-untyped-call]
 
     assert found["rights"]["level"] == "failure"
-    assert "grant" in found["rights"]["way_out"]
+    assert "grant" in found["rights"]["remedy"]
 
 
 def test_another_clock(shop: Inventory, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_a_field_under_a_wrong_name_is_a_warning(shop: Inventory, check: Check) 
     found = check("--field-status", "state")["fields"]
 
     assert found["level"] == "warning"
-    assert "EXPIRER_FIELD_STATUS" in found["way_out"]
+    assert "EXPIRER_FIELD_STATUS" in found["remedy"]
     shop.assert_conserved({"mug": 10})
 
 
@@ -309,7 +309,7 @@ def test_what_will_never_fall_due_is_found(shop: Inventory, check: Check, score:
 
     assert found["level"] == "warning"
     assert found["finding"].startswith("1 of 3 entries will never fall due (o9:mug: ")
-    assert "milliseconds" in found["way_out"]
+    assert "milliseconds" in found["remedy"]
 
 
 def test_a_shop_that_counts_in_microseconds_is_a_failure(server_client: redis.Redis, check: Check) -> None:
@@ -376,16 +376,16 @@ def test_a_paused_and_braked_shop_can_be_checked(shop: Inventory, check: Check) 
 
 def test_an_old_server_and_a_cluster_are_failures() -> None:
     """What INFO tells of a server that is too old, or a Cluster, is a failure with the way out."""
-    from expirer.connection.server_checks import remarks  # noqa: PLC0415
+    from expirer.connection.server_checks import checks  # noqa: PLC0415
 
     levels = {
-        remark.what: remark.level
-        for remark in remarks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
+        one.what: one.level
+        for one in checks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
     }
 
     assert levels == {"version": "failure", "cluster": "failure", "role": "ok"}
     assert [
-        remark.finding for remark in remarks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
+        one.finding for one in checks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
     ] == ["Valkey 9.1.0"]
 
 

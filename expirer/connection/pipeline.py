@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-
 Connection: TypeAlias = Any
 """redis-py's kinds of connection share no type, and their replies have none."""
 Reply: TypeAlias = Any

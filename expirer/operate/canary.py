@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from expirer.config.durations import to_ms
@@ -16,9 +15,10 @@ from expirer.contract.clock import unix_ms
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
+from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import redis_or_say
-from expirer.operate.terminal import shown_pause, shown_time
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import format_pause, format_time
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -42,7 +42,7 @@ class _Result:
 def canary(settings: Settings, *, as_json: bool) -> int:
     """Print how late each reservation came back; return 0 if all did, else 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         for shard in servers.shards:
             obstacle = _obstacle(shard)
             if obstacle:
@@ -63,11 +63,11 @@ def _obstacle(shard: Shard) -> str:
     now = shard.now()
     pause = shard.pause(now)
     if pause is not None:
-        return f"{'braked' if pause.is_brake else 'paused'} {shown_pause(pause)}"
+        return f"{'braked' if pause.is_brake else 'paused'} {format_pause(pause)}"
     ticks = [tick for _, tick in client.zrange(shard.keys.workers, 0, -1, withscores=True)]
     if any(shard.is_live(tick, now) for tick in ticks):
         return ""
-    last = f": the last tick was at {shown_time(unix_ms(max(ticks), 1))}" if ticks else ""
+    last = f": the last tick was at {format_time(unix_ms(max(ticks), 1))}" if ticks else ""
     return f"no live worker{last}"
 
 
@@ -87,8 +87,10 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
             if result is not None:
                 waiting.remove(one)
                 code = 1 if result.lateness_ms is None else code
-                line = json.dumps(asdict(result)) if as_json else f"shard {result.shard}: {result.finding}"
-                sys.stdout.write(f"{line}\n")
+                if as_json:
+                    write_json(result)
+                else:
+                    sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
                 sys.stdout.flush()
     return code
 

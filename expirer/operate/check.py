@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from redis import Redis
-from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.directory import shown as shown_address
-from expirer.connection.errors import GRANT, location, redact, said, way_out
-from expirer.connection.server_checks import Remark, remarks
+from expirer.connection.errors import GRANT, location, message, redact, remedy
+from expirer.connection.server_checks import Check, checks
 from expirer.contract import control, scripts
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
 from expirer.operate import inventory_checks
+from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import redis_or_say
+from expirer.operate.server import reporting_errors
 from expirer.worker.expiry import Expiry
 
 _LARGEST_SKEW_MS = 1000
@@ -46,23 +44,22 @@ _OF_THE_SCRIPT = ("index", "events", "quarantine", "stats", "workers", "about")
 
 def check(settings: Settings, *, as_json: bool) -> int:
     """Print a line on each thing that matters; return 1 if one is a failure."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         levels: Counter[str] = Counter()
         for one in _all(servers, settings):
             levels[one.level] += 1
             finding = printable(redact(one.finding, settings))
             if as_json:
-                line = json.dumps({**asdict(one), "finding": finding})
-            else:
-                advice = f"; {printable(one.way_out)}" if one.way_out else ""
-                line = f"{one.level:<9}{one.what}: {finding}{advice}"
-            sys.stdout.write(f"{line}\n")
+                write_json(replace(one, finding=finding))
+                continue
+            advice = f"; {printable(one.remedy)}" if one.remedy else ""
+            sys.stdout.write(f"{one.level:<9}{one.what}: {finding}{advice}\n")
         return 1 if levels["failure"] else 0
     return 1
 
 
-def _all(servers: Servers, settings: Settings) -> Iterator[Remark]:
-    steps: dict[str, Callable[[Servers, Settings], Iterator[Remark]]] = {
+def _all(servers: Servers, settings: Settings) -> Iterator[Check]:
+    steps: dict[str, Callable[[Servers, Settings], Iterator[Check]]] = {
         "connection": _connection,
         "server": _server,
         "clock": _clock,
@@ -79,83 +76,83 @@ def _all(servers: Servers, settings: Settings) -> Iterator[Remark]:
             yield from step(servers, settings)
         except ResponseError as error:
             is_type = str(error).startswith("WRONGTYPE")
-            advice = "see the line on the keys" if is_type else way_out(error, settings) or GRANT
-            yield Remark("failure", what, said(error, settings), advice)
+            advice = "see the line on the keys" if is_type else remedy(error, settings) or GRANT
+            yield Check("failure", what, message(error, settings), advice)
 
 
-def _connection(servers: Servers, settings: Settings) -> Iterator[Remark]:
+def _connection(servers: Servers, settings: Settings) -> Iterator[Check]:
     shard = servers.shards[0]
     shard.client.exists(shard.keys.control)
     began_at = perf_counter()
     shard.client.exists(shard.keys.control)
     took_ms = 1000 * (perf_counter() - began_at)
-    yield Remark("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
+    yield Check("ok", "connection", f"{location(settings)}, {took_ms:.1f} ms there and back")
 
 
-def _server(servers: Servers, settings: Settings) -> Iterator[Remark]:
+def _server(servers: Servers, settings: Settings) -> Iterator[Check]:
     for address, client in servers.each().items():
         yield from (_at(address, one) for one in _about_server(client, settings))
 
 
-def _at(address: str, one: Remark) -> Remark:
+def _at(address: str, one: Check) -> Check:
     """Name the server if there are several."""
     return replace(one, finding=f"{address}: {one.finding}") if address else one
 
 
-def _about_server(client: Redis, settings: Settings) -> Iterator[Remark]:
+def _about_server(client: Redis, settings: Settings) -> Iterator[Check]:
     try:
         info: Any = client.info()
     except ResponseError:
-        yield Remark("ok", "server", "it hides INFO: version, role, memory and persistence are unknown")
+        yield Check("ok", "server", "it hides INFO: version, role, memory and persistence are unknown")
         return
-    yield from remarks(info, settings)
+    yield from checks(info, settings)
     if "aof_enabled" in info:
         yield _persistence(client, info)
 
 
-def _persistence(client: Redis, info: dict[str, Any]) -> Remark:
+def _persistence(client: Redis, info: dict[str, Any]) -> Check:
     for status in ("aof_last_write_status", "rdb_last_bgsave_status"):
         if info.get(status, "ok") != "ok":
-            return Remark("warning", "persistence", f"{status} is {info[status]}", "see the server's log and its disk")
+            return Check("warning", "persistence", f"{status} is {info[status]}", "see the server's log and its disk")
     if info["aof_enabled"]:
-        return Remark("ok", "persistence", "append-only file")
+        return Check("ok", "persistence", "append-only file")
     try:
         saves: Any = client.config_get("save")
     except ResponseError:
-        return Remark("ok", "persistence", "no append-only file; it hides whether there are snapshots")
+        return Check("ok", "persistence", "no append-only file; it hides whether there are snapshots")
     if any(saves.values()):
-        return Remark("ok", "persistence", "snapshots: a crash loses what came after the last one")
-    return Remark("warning", "persistence", "none", "a restart loses every reservation: set appendonly yes")
+        return Check("ok", "persistence", "snapshots: a crash loses what came after the last one")
+    return Check("warning", "persistence", "none", "a restart loses every reservation: set appendonly yes")
 
 
-def _clock(servers: Servers, settings: Settings) -> Iterator[Remark]:
+def _clock(servers: Servers, settings: Settings) -> Iterator[Check]:
     for address, client in servers.each().items():
         yield _at(address, _about_clock(client, settings))
 
 
-def _about_clock(client: Redis, settings: Settings) -> Remark:
+def _about_clock(client: Redis, settings: Settings) -> Check:
     before = worker_clock()
     try:
         seconds, microseconds = client.time()
     except ResponseError as error:
         if settings.clock == "worker":
-            return Remark("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
-        return Remark("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
+            return Check("ok", "clock", "this machine's, as EXPIRER_CLOCK says; the server hides its own")
+        return Check("failure", "clock", str(error), "grant TIME, or set EXPIRER_CLOCK=worker")
     skew_ms = round(seconds * 1000 + microseconds / 1000 - (before + worker_clock()) / 2)
     finding = f"the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine"
     if abs(skew_ms) <= _LARGEST_SKEW_MS:
-        return Remark("ok", "clock", finding)
+        return Check("ok", "clock", finding)
     if settings.clock == "worker":
-        return Remark("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
-    return Remark("warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong")
+        return Check("failure", "clock", finding, "EXPIRER_CLOCK=worker expires by this machine: synchronise both")
+    return Check("warning", "clock", finding, "reservations expire by the server: synchronise the one that is wrong")
 
 
-def _keys(servers: Servers, _settings: Settings) -> Iterator[Remark]:
+def _keys(servers: Servers, _settings: Settings) -> Iterator[Check]:
     findings = [finding for shard in servers.shards for finding in wrong_types(shard.client, shard.keys)]
     advice = "something else uses that name: check the address, EXPIRER_NAMESPACE and EXPIRER_…_KEY"
-    yield from (Remark("failure", "keys", finding, advice) for finding in findings)
+    yield from (Check("failure", "keys", finding, advice) for finding in findings)
     if not findings:
-        yield Remark("ok", "keys", "each is free, or of its type")
+        yield Check("ok", "keys", "each is free, or of its type")
 
 
 def wrong_types(client: Redis, keys: ShardKeys, wanted: Iterable[str] = tuple(_TYPES)) -> Iterator[str]:
@@ -170,18 +167,14 @@ def wrong_types(client: Redis, keys: ShardKeys, wanted: Iterable[str] = tuple(_T
             yield f"{name} holds a {found} where a {type_} belongs"
 
 
-def _slots(servers: Servers, _settings: Settings) -> Iterator[Remark]:
-    if servers.cluster is not None:
-        served = Counter(map(shown_address, servers.cluster.primaries(servers.slots)))
+def _slots(servers: Servers, _settings: Settings) -> Iterator[Check]:
+    served = Counter(servers.addresses())
+    if served:  # in a Cluster
         each = ", ".join(f"{count:,} on {address}" for address, count in served.most_common())
-        yield Remark("ok", "slots", f"all keys of a shard share one; shards: {each}")
-    elif all(len({key_slot(name.encode()) for name in astuple(shard.keys)}) == 1 for shard in servers.shards):
-        yield Remark("ok", "slots", "all keys of a shard share one")
-    else:
-        yield Remark("ok", "slots", "the keys of this layout do not share one, which only a Redis Cluster needs")
+        yield Check("ok", "slots", f"all keys of a shard share one; shards: {each}")
 
 
-def _rights(servers: Servers, _settings: Settings) -> Iterator[Remark]:
+def _rights(servers: Servers, _settings: Settings) -> Iterator[Check]:
     """Expire one reservation of our own on each shard, in a transaction that also removes it: nobody sees it."""
     for client in servers.each().values():
         client.script_load(scripts.load("expire").text)
@@ -207,9 +200,9 @@ def _rights(servers: Servers, _settings: Settings) -> Iterator[Remark]:
             raise reply
         if reply[3][:1] != [scratch.reservation_id.encode()]:
             finding = f"expire.lua answered {reply!r}"
-            yield Remark("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
+            yield Check("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
             return
-    yield Remark("ok", "rights", "expire.lua works on keys of its own, which are removed again")
+    yield Check("ok", "rights", "expire.lua works on keys of its own, which are removed again")
 
 
 def _is_plain(shard: Shard) -> bool:
@@ -223,7 +216,7 @@ def _is_plain(shard: Shard) -> bool:
     return False
 
 
-def _channels(servers: Servers, _settings: Settings) -> Iterator[Remark]:
+def _channels(servers: Servers, _settings: Settings) -> Iterator[Check]:
     names = [name for shard in servers.shards for name in (shard.keys.wake, shard.keys.ticks)]
     client = servers.shards[0].client
     try:
@@ -235,6 +228,6 @@ def _channels(servers: Servers, _settings: Settings) -> Iterator[Remark]:
             client.publish(name, "1")
     except ResponseError as error:
         advice = "grant PUBLISH, SUBSCRIBE and the channels: without, a sooner reservation waits for the interval"
-        yield Remark("warning", "channels", str(error), advice)
+        yield Check("warning", "channels", str(error), advice)
         return
-    yield Remark("ok", "channels", "it may publish and subscribe")
+    yield Check("ok", "channels", "it may publish and subscribe")

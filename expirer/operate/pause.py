@@ -16,8 +16,8 @@ from expirer.contract import control
 from expirer.contract.control import Control
 from expirer.contract.shard import Shard
 from expirer.contract.text import printable
-from expirer.operate.server import redis_or_say
-from expirer.operate.terminal import confirms, shown_pause, shown_time, who
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import confirms, format_pause, format_time, who
 from expirer.worker.batch import Batch
 from expirer.worker.expiry import Expiry
 
@@ -26,13 +26,13 @@ _Row = list[bytes | None]
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
     """Pause all shards, or one: nothing expires once this has returned. Return the exit code."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         for one in _chosen(servers, shard):
             now = one.now()
             until = None if duration is None else now + to_ms(duration)
             fields: Any = control.pausing(who(), reason, now, until)
             one.client.hset(one.keys.control, mapping=fields)
-            ends = "until it is resumed" if until is None else f"until {shown_time(until)}"
+            ends = "until it is resumed" if until is None else f"until {format_time(until)}"
             brake = "; the brake stays on" if Control.read(_read(one)).brake else ""
             overdue = f"{one.count_overdue(now):,} overdue stay Active"
             sys.stdout.write(f"shard {one.number}: paused {ends}{brake}; {overdue}, and their units reserved\n")
@@ -45,7 +45,7 @@ def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: Tex
 
     Return the exit code.
     """
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         seen = [(one, _read(one)) for one in _chosen(servers, shard)]
         braked, is_braked = 0, False
         for one, row in seen:
@@ -74,7 +74,7 @@ def _describe(found: Control, now: int) -> str:
     """Return what stops a shard, or would at the end of a pause."""
     pause = found.pause if found.halt(now) is found.pause else None
     states = (("paused", pause), ("braked", found.brake))
-    return ", ".join(f"{state} {shown_pause(one)}" for state, one in states if one) or "not paused"
+    return ", ".join(f"{state} {format_pause(one)}" for state, one in states if one) or "not paused"
 
 
 def _resume(shard: Shard, shown: _Row) -> bool:
@@ -108,7 +108,7 @@ def is_conflict(error: Exception) -> bool:
 
 def preview(settings: Settings) -> int:
     """Show what the next batch of each shard would do, even if it is paused; write nothing. Return the exit code."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         for shard in servers.shards:
             batch = Expiry(shard, "dry-run").preview()
             counts = batch.counts
@@ -124,12 +124,12 @@ def preview(settings: Settings) -> int:
 
 def _outcomes(batch: Batch) -> Iterator[str]:
     for entry in batch.expired():
-        what = f"{entry.quantity} of {entry.product_id}, due {shown_time(entry.expires_at)}"
+        what = f"{entry.quantity} of {entry.product_id}, due {format_time(entry.expires_at)}"
         yield f"expired      {entry.reservation_id}  {what}"
     for id_, status in batch.skipped():
         yield f"skipped      {id_}  status {status}"
     for id_, expires_at in batch.rescheduled():
-        yield f"rescheduled  {id_}  due {shown_time(expires_at)}"
+        yield f"rescheduled  {id_}  due {format_time(expires_at)}"
     for id_, reason in batch.quarantined():
         yield f"quarantined  {id_}  {reason}"
 

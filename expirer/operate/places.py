@@ -19,6 +19,7 @@ from expirer.contract.text import decode, printable
 from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 
 MOST_SHARDS = 1024
+_Misplaced = Iterator[tuple[int, bytes, Row | None]]
 
 
 class ReshardError(Exception):
@@ -101,7 +102,9 @@ class Places:
             raise ReshardError(f"{printable(decode(written[0]))} was written just now: stop the checkouts first")
         return dict(found)
 
-    def _misplaced(self, inventory: InventoryScan, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes, Row | None]]:
+    def _misplaced(
+        self, inventory: InventoryScan, tell: Callable[[int], object]
+    ) -> Iterator[tuple[int, bytes, Row | None]]:
         for number, row in inventory.walk(tell):
             if not _is_gone(row) and not self._stays(number, row.product_id):
                 yield number, row.product_id, row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,8 +17,9 @@ from expirer.contract.reasons import parsed
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, encode, printable
 from expirer.operate.inspect import show as show_reservation
-from expirer.operate.server import redis_or_say
-from expirer.operate.terminal import confirms, shown_time, who
+from expirer.operate.output import write_json
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import confirms, format_time, who
 from expirer.worker.logs import build_logger
 
 _SLICE = 100
@@ -42,7 +42,7 @@ _REFUSALS = {
 
 def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
     """Print every quarantine entry, and how many there are of each reason; return the exit code."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         reasons: Counter[str] = Counter()
         waiting = 0
         for shard, id_, entry in _entries(servers.shards, reason):
@@ -50,12 +50,11 @@ def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
             reasons[known["reason"]] += 1
             waiting += known["retry"] is not None
             if as_json:
-                line = json.dumps({"shard": shard.number, "reservation_id": decode(id_), **known})
-            else:
-                since = "" if known["at"] is None else f" since {shown_time(known['at'])}"
-                waits = "" if known["retry"] is None else ", waiting, tried again"
-                line = printable(f"{decode(id_)}  {known['reason']}{since}{waits}")
-            sys.stdout.write(f"{line}\n")
+                write_json({"shard": shard.number, "reservation_id": id_, **known})
+                continue
+            since = "" if known["at"] is None else f" since {format_time(known['at'])}"
+            waits = "" if known["retry"] is None else ", waiting, tried again"
+            sys.stdout.write(printable(f"{decode(id_)}  {known['reason']}{since}{waits}") + "\n")
         if not as_json:
             each = ", ".join(f"{count:,} {printable(name)}" for name, count in reasons.most_common())
             waits = f"; {waiting:,} waiting, tried again" if waiting else ""
@@ -66,7 +65,7 @@ def list_(settings: Settings, reason: str | None, *, as_json: bool) -> int:
 
 def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
     """Print everything that is known of an entry, and what to do; return 1 if it is not in quarantine."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         if any(_has(shard, encode(reservation_id)) for shard in servers.shards):
             return show_reservation(settings, reservation_id, as_json=as_json)
         sys.stderr.write(f"expirer: {printable(reservation_id)}: it is not in quarantine\n")
@@ -77,7 +76,7 @@ def requeue(settings: Settings, ids: list[str], reason: str | None, *, is_all: b
     """Put entries back into the index, where the next tick judges them again; return 1 if one could not be."""
     if bool(ids) + bool(reason) + is_all != 1:
         raise ConfigurationError(["quarantine requeue takes ids, or --reason, or --all"])
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         quarantine = Quarantine(servers, settings)
         wanted = map(quarantine.find, ids) if ids else ((one, id_) for one, id_, _ in _entries(servers.shards, reason))
         for shard, id_ in wanted:
@@ -92,7 +91,7 @@ def release(
     """Release the stated number of units of one entry; return 1 if that is refused, and nothing was changed."""
     if quantity < 1:
         raise ConfigurationError([f"--quantity {quantity}: an entry holds at least one unit; to release none, drop it"])
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         quarantine = Quarantine(servers, settings)
         product = encode(product_id or "")
         quarantine.release(*quarantine.find(reservation_id), quantity, product, is_forced=is_forced)
@@ -102,7 +101,7 @@ def release(
 
 def drop(settings: Settings, ids: list[str], *, is_sure: bool, answers: TextIO | None = None) -> int:
     """Remove entries without changing any counter; return 1 if one is not there."""
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         question = f"Remove {len(ids):,} entries from the quarantine? No counter changes."
         if not is_sure and not confirms(question, answers):
             sys.stderr.write("expirer: see expirer quarantine list, then repeat this with --yes\n")

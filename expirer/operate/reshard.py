@@ -15,7 +15,7 @@ from tqdm import tqdm
 from expirer.config.environment import variable
 from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract import control, scripts
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
@@ -26,8 +26,8 @@ from expirer.operate.check import wrong_types
 from expirer.operate.inventory_scan import sliced, unpacked
 from expirer.operate.pause import is_conflict
 from expirer.operate.places import MOST_SHARDS, Ids, Places, ReshardError
-from expirer.operate.server import redis_or_say
-from expirer.operate.terminal import confirms, shown_pause, who
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import confirms, format_pause, who
 
 _KEYS = ("index", "quarantine", "control", "stats", "operations")
 _NO_TOTALS = {b"rate_until", b"ticks", b"token"}
@@ -57,7 +57,7 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
     if not 1 <= shards <= MOST_SHARDS:
         raise ConfigurationError([f"--to {shards}: the number of shards is 1 to {MOST_SHARDS}"])
     target = settings.model_copy(update={"shards": shards})
-    with redis_or_say(settings) as servers:
+    with reporting_errors(settings) as servers:
         move = _Move(servers, settings, target)
         try:
             if move.is_needed():
@@ -87,7 +87,7 @@ def _describe(error: ReshardError | RedisError, settings: Settings) -> str:
         error = error.__context__
     if str(error).startswith(("BUSY", "Timeout reading")):
         return f"{location(settings)}: Redis is running a long script, and will finish it: wait until it answers again"
-    return f"{location(settings)}: {printable(explain(error, settings))}"
+    return f"{location(settings)}: {printable(describe(error, settings))}"
 
 
 class _Move:
@@ -154,7 +154,7 @@ class _Move:
         if not is_sound:
             steps.insert(0, f"see what the audit found, and repair it: {variables} expirer audit --repair")
         if pause is not None:
-            moved += f"; expiry is paused {shown_pause(pause)}"
+            moved += f"; expiry is paused {format_pause(pause)}"
             steps.append(f"{variables} expirer resume")
         sys.stdout.write(f"{moved}\nnext: {', then: '.join(steps)}\n")
 

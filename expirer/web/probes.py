@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect_all
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
 from expirer.operate.server import LATE_TICK_MS
 from expirer.operate.terminal import shown
 from expirer.worker.tally import ShardCounts, Tally
@@ -35,7 +35,7 @@ def ping(settings: Settings) -> str:
             for client in servers.each().values():
                 client.ping()
     except (RedisError, OSError) as error:
-        return f"Redis: {explain(error, settings)}"
+        return f"Redis: {describe(error, settings)}"
     return ""
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain, lacks_right
+from expirer.connection.errors import describe, lacks_right
 from expirer.contract.keys import shard_keys
 from expirer.contract.reasons import parsed
 from expirer.contract.text import readable
@@ -62,7 +62,7 @@ def look(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) ->
                 known = parsed(value)
                 entries.append(Entry(readable(id_), known["reason"], known["at"]))
     except ResponseError as error:
-        return Quarantine(error=explain(error, settings), lacks_right=lacks_right(error))
+        return Quarantine(error=describe(error, settings), lacks_right=lacks_right(error))
     return Quarantine(
         entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:SHOWN]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain, lacks_right
+from expirer.connection.errors import describe, lacks_right
 from expirer.operate.snapshot import Camera, Picture
 from expirer.web.history import PERIOD_MS, History
 from expirer.web.page import View
@@ -44,7 +44,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001  # see above
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
             before, quarantine, _, since = self._seen
-            why = f"{name}{explain(error, self._settings)}"
+            why = f"{name}{describe(error, self._settings)}"
             if lacks_right(error):
                 if refused := refused_keys(self._servers, self._settings):
                     why = f"{why}; it may not use {', '.join(refused)}"

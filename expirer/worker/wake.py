@@ -10,7 +10,8 @@ from typing import Any
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.connection.errors import explain
+from expirer.connection.connect import is_replaced
+from expirer.connection.errors import describe
 from expirer.worker.worker import Worker
 
 _CHECK_S = 2.0
@@ -76,8 +77,8 @@ class WakeListener:
                 if message is not None:
                     heard_at, is_asked = time.monotonic(), False
                     self._handle(message)
-                elif worker.peer not in (None, peer):
-                    raise RedisError(f"{worker.peer} is the server by now")
+                elif worker.peer not in (None, peer) or is_replaced(pubsub.connection):
+                    raise RedisError("another server is the primary by now")
                 elif time.monotonic() - heard_at > _SILENCE_S:
                     if is_asked:
                         raise RedisError("no answer")
@@ -97,6 +98,6 @@ class WakeListener:
 
 def _explained(error: Exception, worker: Worker) -> str:
     try:
-        return explain(error, worker.shard.settings) or type(error).__name__
+        return describe(error, worker.shard.settings) or type(error).__name__
     except Exception:  # noqa: BLE001  # the listener outlives every error
         return type(error).__name__
