@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from redis.exceptions import WatchError
 from tqdm import tqdm
 
-from expirer.config.settings import Settings
+from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers
 from expirer.contract.text import readable
 from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
@@ -30,8 +30,14 @@ _ATTEMPTS = 100
 _OPERATIONS = 10_000
 
 
-def audit(settings: Settings, product_id: str | None, *, as_json: bool) -> int:
-    """Print what is wrong; return 1 where something is, else 0."""
+def audit(
+    settings: Settings, product_id: str | None, *, as_json: bool, is_repair: bool = False, is_sure: bool = False
+) -> int:
+    """Print what is wrong, and repair it if asked to; return 1 if something is wrong, else 0."""
+    if is_repair and as_json:
+        raise ConfigurationError(["--json is for an audit alone; a repair logs what it does"])
+    if is_repair:
+        return repair(settings, product_id, is_sure=is_sure)
     with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
         findings = 0
         for finding in audit_.findings():

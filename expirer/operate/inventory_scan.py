@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from expirer.connection.connect import Servers
 from expirer.contract import scripts
-from expirer.contract.keys import shard_keys, shard_of
+from expirer.contract.keys import shard_keys, shard_of, shard_tag
 from expirer.operate.key_tracking import KeyTracking
 
 _SLICE = 10
@@ -73,9 +73,9 @@ class InventoryScan:
         self._known: defaultdict[tuple[int, bytes], bytearray] = defaultdict(bytearray)
         self._examine = servers.shards[0].client.register_script(scripts.load("examine").text)
         self._prefixes = [keys.reservation_prefix.encode() for keys in self.shards]
-        namespace = re.escape(settings.namespace.encode())
-        self._tag = re.compile(rb"\{%s:(0|[1-9]\d{0,3})\}:(?:reservation|stock):" % namespace)
-        common = [f"{{{settings.namespace}:".encode()] if len(self.shards) > 1 else self._prefixes
+        begin, end = shard_tag(settings.namespace)
+        self._tag = re.compile(b"%s(0|[1-9]\\d{0,3})%s:(?:reservation|stock):" % (re.escape(begin), re.escape(end)))
+        common = [begin] if len(self.shards) > 1 else self._prefixes
         self._feeds: list[KeyTracking] = []
         try:
             for client in servers.each().values():
@@ -197,7 +197,8 @@ class InventoryScan:
         return bool(is_placed or row.status != self.settings.status_active or row.product_id or row.quantity)
 
     def _scan(self, what: str, prefixes: list[bytes], tell: Callable[[int], object]) -> Iterator[list[bytes]]:
-        every = b"{%s:*}:%s:" % (literal(self.settings.namespace.encode()), what.encode())
+        begin, end = shard_tag(self.settings.namespace)
+        every = b"%s*%s:%s:" % (literal(begin), literal(end), what.encode())
         pattern = literal(prefixes[0]) if len(prefixes) == 1 else every
         for client in self.servers.each().values():
             yield from scan(client, pattern + b"*", tell)

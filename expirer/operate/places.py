@@ -14,7 +14,7 @@ from tqdm import tqdm
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.contract.keys import ShardKeys, shard_keys, shard_of
+from expirer.contract.keys import ShardKeys, shard_keys, shard_of, shard_tag
 from expirer.contract.text import decode, printable
 from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 
@@ -131,12 +131,10 @@ class Places:
 
     def _keys(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         """Yield (key, hash tag, product id if it is a stock) of all that has to move, under any number of shards."""
-        namespace = re.escape(self._settings.namespace.encode())
-        place = re.compile(
-            rb"(\{%s(?::(?:0|[1-9]\d{0,3}))?\}):(?:reservations|quarantine|reservation:.*|stock:(.*))" % namespace,
-            re.DOTALL,
-        )
-        pattern = literal(f"{{{self._settings.namespace}".encode()) + b"*"
+        begin, end = shard_tag(self._settings.namespace)
+        tag = re.escape(begin[:-1]) + rb"(?::(?:0|[1-9]\d{0,3}))?" + re.escape(end)
+        place = re.compile(rb"(%s):(?:reservations|quarantine|reservation:.*|stock:(.*))" % tag, re.DOTALL)
+        pattern = literal(begin[:-1]) + b"*"
         with self._bar("finding", 1) as bar:
             for client in self._servers.each().values():
                 for keys in scan(client, pattern, bar.update):
