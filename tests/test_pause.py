@@ -195,6 +195,18 @@ def test_a_pause_that_ends_lets_go_what_it_held_back(inventory: Inventory, make_
     inventory.assert_conserved({"mug": 4, "tee": 4})
 
 
+@pytest.mark.parametrize("pausing", [{}, control.pausing("ann", "lunch", NOW - 90_000, NOW - 80_000)])
+def test_a_resume_in_the_future_switches_no_brake_off(
+    inventory: Inventory, make_worker: MakeWorker, pausing: dict[str, str | int]
+) -> None:
+    """A `resumed_at` that a wrong clock wrote does not keep the brake from counting."""
+    inventory.overdue("mug", 4)
+    write(inventory, {**pausing, "resumed_at": NOW + 3_600_000})
+
+    assert make_worker(brake_above=3).tick().expired == 0
+    inventory.assert_conserved({"mug": 4})
+
+
 def test_a_timed_pause_over_a_brake_leaves_the_brake(inventory: Inventory, make_worker: MakeWorker) -> None:
     """After `pause --for` over a brake has ended, the brake is still on, and nothing expires by itself."""
     inventory.overdue("mug", 4)
@@ -376,7 +388,7 @@ def test_a_pause_needs_a_duration(text: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit, match="2"):
         cli.main(["pause", f"--for={text}"])
 
-    assert capsys.readouterr().err == "expirer: argument --for: needs a duration such as 90s, 30m or 2h\n"
+    assert capsys.readouterr().err == "expirer: argument --for: must be a duration such as 90s, 30m or 2h\n"
 
 
 def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch) -> None:

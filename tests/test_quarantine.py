@@ -72,16 +72,16 @@ def test_show_advises(poisoned: Inventory, operate: Operate) -> None:
 
     assert code == 0
     assert "  fields: quantity two\n" in out
-    assert "  advice: mend the quantity, then requeue; or release what it holds\n" in out
+    assert "  advice: fix the quantity, then requeue; or release its units\n" in out
     assert operate("quarantine", "show", "o2:mug") == (1, "", "expirer: o2:mug: it is not in quarantine\n")
     assert poisoned.quarantine() == {"o1:mug": "quantity_invalid"}
 
 
 @pytest.mark.parametrize("which", [["o1:mug"], ["--all"], ["--reason", "quantity_invalid"]])
-def test_what_was_mended_expires_after_requeue(
+def test_what_was_fixed_expires_after_requeue(
     poisoned: Inventory, operate: Operate, worker: Worker, which: list[str]
 ) -> None:
-    """Once its cause is mended, requeue puts an entry back at its own time, and the next tick expires it."""
+    """Once its cause is fixed, requeue puts an entry back at its own time, and the next tick expires it."""
     poisoned.client.hset(poisoned.keys.reservation_prefix + "o1:mug", "quantity", 2)
 
     code, out, err = operate("quarantine", "requeue", *which)

@@ -23,6 +23,8 @@ FIELDS = ("paused", "until", "by", "reason", "since", "brake", "brake_by", "brak
 
 _LEAST_UNIX_MS = 10**11
 """Less is a time in seconds, or no time."""
+_AHEAD_MS = 60_000
+"""A time that lies further ahead was written by a wrong clock."""
 _OFF = {b"", b"0", b"no", b"false", b"off"}
 
 
@@ -70,7 +72,7 @@ class Control:
     def counted_from(self, now: float) -> int:
         """Return the Unix ms at which a person last let the backlog go: by a resume, or by the end of a timed pause."""
         until = self.pause.until if self.pause and self.pause.has_ended(now) else None
-        return min(int(now), max(self.resumed_at, until or 0))
+        return max(until or 0, self.resumed_at if self.resumed_at <= now + _AHEAD_MS else 0)
 
 
 def pausing(by: str, reason: str, now: int, until: int | None = None) -> dict[str, str | int]:

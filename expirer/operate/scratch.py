@@ -41,8 +41,8 @@ class Scratch:
     def write(self, pipe: Pipeline, score: int, *, is_plain: bool = False) -> None:
         """Write both and the index entry; `is_plain`: the stock is a plain counter, as in some inventories."""
         settings = self.shard.settings
-        counters = {settings.field_available: 0, settings.field_reserved: 1}
-        fields = {
+        counters: dict[Any, Any] = {settings.field_available: 0, settings.field_reserved: 1}
+        fields: dict[Any, Any] = {
             settings.field_order_id: self.product_id,
             settings.field_product_id: self.product_id,
             settings.field_quantity: 1,
@@ -52,16 +52,11 @@ class Scratch:
         if is_plain:
             pipe.incrby(self.stock, 0)
         else:
-            pipe.hset(self.stock, mapping=_named(counters))
-        pipe.hset(self.reservation, mapping=_named(fields))
+            pipe.hset(self.stock, mapping={name: value for name, value in counters.items() if name})
+        pipe.hset(self.reservation, mapping={name: value for name, value in fields.items() if name})
         pipe.zadd(self.shard.keys.index, {self.reservation_id: score})
 
     def remove(self, pipe: Pipeline) -> None:
         """Remove both keys, by a command for which the sidecar has the right."""
         pipe.pexpire(self.reservation, 0)
         pipe.pexpire(self.stock, 0)
-
-
-def _named(fields: dict[str, Any]) -> dict[Any, Any]:
-    """Leave out the fields that this layout does not keep."""
-    return {name: value for name, value in fields.items() if name}
