@@ -19,7 +19,6 @@ from expirer.contract.text import decode, printable
 from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 
 MOST_SHARDS = 1024
-_Misplaced = Iterator[tuple[int, bytes, Row | None]]
 
 
 class ReshardError(Exception):
@@ -103,12 +102,12 @@ class Places:
         return dict(found)
 
     def _misplaced(
-        self, inventory: InventoryScan, tell: Callable[[int], object]
+        self, inventory: InventoryScan, progress: Callable[[int], object]
     ) -> Iterator[tuple[int, bytes, Row | None]]:
-        for number, row in inventory.walk(tell):
+        for number, row in inventory.walk(progress):
             if not _is_gone(row) and not self._stays(number, row.product_id):
                 yield number, row.product_id, row
-        for number, product_id in inventory.products(tell):
+        for number, product_id in inventory.products(progress):
             if not self._stays(number, product_id):
                 yield number, product_id, None
 
