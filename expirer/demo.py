@@ -90,14 +90,14 @@ class Shop:
     def _arrive(self, number: int) -> None:
         order_id, product_id = f"order-{number}", self._random.choice(list(STOCKED))
         quantity = self._random.randint(1, 3)
+        self.reservation_ids.append(f"{order_id}:{product_id}")  # before it exists: a stop may come at any moment
         hold_s = self._random.uniform(_SHORTEST_HOLD_S, _LONGEST_HOLD_S)
         try:
-            reservation = self._reservations.reserve(order_id, product_id, quantity, timedelta(seconds=hold_s))
+            self._reservations.reserve(order_id, product_id, quantity, timedelta(seconds=hold_s))
         except InsufficientStock:
             self.counts["sold out"] += 1
             return
         self.counts["reserved"] += 1
-        self.reservation_ids.append(reservation.id)
         (plan,) = self._random.choices(["pay", "leave", "release", "extend"], weights=[35, 45, 10, 10])
         if plan == "leave":
             return
@@ -140,9 +140,9 @@ def _run_on(settings: Settings) -> int:
     try:
         for name in ("expire", "reserve", "confirm", "release", "extend"):
             client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT
-        for product_id, units in STOCKED.items():
-            client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
         try:
+            for product_id, units in STOCKED.items():
+                client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
             _simulate(client, settings, keys, shop)
             rows, lateness_ms = _count(client, keys, shop)
         finally:

@@ -193,9 +193,9 @@ local paced_from -- Unix ms up to which the rate is used up
 if batch > 0 and rate > 0 then
   saved_ms = math.ceil(saved_ms * rate / 1000 - 1e-6) * 1000 / rate -- whole reservations
   paced_from = timestamp(call('HMGET', stats, 'rate_until')[1]) or 0
-  if paced_from > now_ms + saved_ms then paced_from = now_ms end -- the clock has gone back
+  if paced_from > now_ms + saved_ms then paced_from = 0 end -- the clock has gone back
   paced_from = math.max(paced_from, now_ms - saved_ms)
-  allowed = math.max(0, math.min(batch, math.floor((now_ms - paced_from) * rate / 1000 + 1e-6)))
+  allowed = math.max(0, math.min(batch, math.floor((now_ms - paced_from + 0.001) * rate / 1000)))
 end
 
 local stock = {} -- product id -> its counters, and the units this batch gives back
@@ -378,7 +378,7 @@ end
 
 local mark = ''
 local function reply()
-  local next_look = held == 'rate' and text(math.ceil(paced_from + saved_ms - grace_ms)) or head
+  local next_look = held == 'rate' and text(math.ceil(paced_from + saved_ms - grace_ms - 0.001)) or head
   return {exact_now, next_look, text(overdue), expired, skipped, rescheduled, quarantined, held, mark}
 end
 

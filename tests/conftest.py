@@ -26,9 +26,11 @@ from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
-from tests.program import DEADLINE_S
+from tests.program import DEADLINE_S, let_children_be_stopped
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
+
+let_children_be_stopped()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys
-from expirer.operate.audit import _Recount
+from expirer.operate.recount import Recount
 from expirer.operate.inventory_scan import InventoryScan
 from expirer.worker.batch import Tick
 from tests.beds import execute, wait_for_replicas
@@ -241,7 +241,7 @@ def test_an_audit_ends_where_its_shard_moves_away(bed: Cluster, move: Move) -> N
         move.end()
 
         with pytest.raises(redis.RedisError, match="repeat the audit"):
-            _Recount(survey, 0, b"mug").read()
+            Recount(survey, 0, b"mug").read()
 
 
 def test_the_next_tick_but_one_goes_to_the_new_primary(move: Move, crew: Crew, log: Log) -> None:

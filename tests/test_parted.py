@@ -56,7 +56,7 @@ def test_most_of_the_sentinels_decide(parted: Parted) -> None:
 def test_a_primary_that_was_given_up_is_left(parted: Parted) -> None:
     """A worker on a connection that stands works on the new primary while the old one takes writes still."""
     shop = Inventory(parted.old.client())
-    with Program("redis://", interval="24h", **parted.bed.settings):
+    with Program("redis://", interval="10m", **parted.bed.settings):
         wait_until(lambda: shop.client.zcard(shop.keys.workers))
         new = Inventory(parted.part().client())
         new.stock("mug", 9, 1)
