@@ -222,6 +222,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "reservation_id": _ID,
                 "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
                 "--product": {**_PRODUCT, "help": "the product, if the reservation does not name it"},
+                "--force": {
+                    "dest": "is_forced",
+                    "action": "store_true",
+                    "help": "even if there never was such a reservation (reservation_missing)",
+                },
             },
         ),
         "quarantine drop": Command(

@@ -19,7 +19,7 @@ from expirer.operate.snapshot import Sampler
 from expirer.operate.tail import _positions, follow
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
-from tests.acl import Desk, refusals
+from tests.acl import LATER, Desk, refusals
 from tests.conftest import Log
 from tests.program import wait_until
 
@@ -35,13 +35,15 @@ def expires(desk: Desk) -> list[str]:
 def pulls_the_brake(desk: Desk) -> list[str]:
     """Pause the shard by itself."""
     told = _ticks(desk, brake_above=1)
-    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1"
+    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "brake")
     return told or ([] if is_pulled else ["no brake was pulled"])
 
 
 def checks(desk: Desk) -> list[str]:
     """Look before a deployment whether all is well."""
     desk.shop.client.flushall()
+    desk.shop.stock("mug", 0, 1)
+    desk.shop.hold("mug", 1, LATER)
     return desk.complaints("check")
 
 

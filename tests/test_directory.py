@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from expirer.connection.directory import Cluster, HostPort, Sentinels
+from expirer.connection.locate import located
 from redis.exceptions import ConnectionError as NoConnection
 
 from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection import directory
 from expirer.connection.connect import connect_all
-from expirer.connection.directory import Cluster, HostPort, Sentinels
-from expirer.connection.locate import located
 from expirer.worker.batch import Batch, Tick
 from expirer.worker.worker import Worker
 from tests.beds import SERVICE, Replicated

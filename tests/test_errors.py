@@ -11,7 +11,7 @@ from redis.exceptions import MovedError
 from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
 from expirer.contract.keys import shard_keys, slot_of
 from tests.beds import execute, hung
 from tests.cluster import Cluster
@@ -121,7 +121,7 @@ def test_an_ipv6_address_is_written_with_brackets() -> None:
     """Where a slot has gone is written as an address that can be used."""
     error = MovedError("6621 2001:db8::1:7001")
 
-    said = explain(error, Settings(redis_cluster=True))
+    said = describe(error, Settings(redis_cluster=True))
 
     assert "slot 6621 is served by [2001:db8::1]:7001 now; nothing was done; the next try goes there" == said
 

@@ -105,7 +105,7 @@ class Expiry:
                 raise failure
 
     def pull_brake(self, reason: str) -> None:
-        """Pull the brake of the shard, unless it is paused or braked.
+        """Pull the brake of the shard, unless it is on; a pause that came meanwhile may end by itself.
 
         Raises:
             WatchError: the control key changed meanwhile; nothing happened.
@@ -114,11 +114,10 @@ class Expiry:
         """
         with self._connection() as connection:
             found = Control.read(pipeline.ask(connection, *self._watch))
-            now = self._clock_ms(connection)
-            if found.halt(now) is not None:
+            if found.brake is not None:
                 pipeline.ask(connection, ("UNWATCH",))
                 return
-            fields = control.braking(self._worker, reason, int(now))
+            fields = control.braking(self._worker, reason, int(self._clock_ms(connection)))
             words = (word for field in fields.items() for word in field)
             hset = ("HSET", self._shard.keys.control, *words)
             if pipeline.ask(connection, ("MULTI",), hset, ("EXEC",)) is None:

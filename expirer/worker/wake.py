@@ -10,7 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
 from expirer.connection.pipeline import peer_of
 from expirer.worker.worker import Worker
 
@@ -98,6 +98,6 @@ class WakeListener:
 
 def _explained(error: Exception, worker: Worker) -> str:
     try:
-        return explain(error, worker.shard.settings) or type(error).__name__
+        return describe(error, worker.shard.settings) or type(error).__name__
     except Exception:  # noqa: BLE001  # the listener outlives every error
         return type(error).__name__

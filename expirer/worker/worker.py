@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from expirer.config.durations import to_ms
 from expirer.connection.connect import longest_turn_s
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
 from expirer.contract import about
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
@@ -193,7 +193,7 @@ class Worker:
         delay_s = min(self._interval_s, _LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(self.metrics.failures, 10))
         delay_s *= random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
         try:
-            message = explain(error, self.shard.settings)
+            message = describe(error, self.shard.settings)
         except Exception:  # noqa: BLE001  # this is the last line of defense: it needs nothing
             message = ""
         self.metrics.count_error(error, message)
