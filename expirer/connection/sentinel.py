@@ -47,6 +47,8 @@ class Sentinels(Sentinel):
                 found, problem = None, error
             except (LookupError, TypeError, ValueError):
                 found, problem = None, "its answer makes no sense"
+            finally:
+                sentinel.connection_pool.disconnect()  # until the next question the network may forget it
             if found:
                 self.sentinels = [sentinel, *(other for other in self.sentinels if other is not sentinel)]
                 self.ask_at = time.monotonic() + _TRUST_S
