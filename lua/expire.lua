@@ -281,6 +281,8 @@ for i = 1, #due, 2 do
   if outcome ~= 'quarantined' then sound[#sound + 1] = id end
 end
 
+local mark = ''
+
 local function reply()
   if held == 'rate' then next_time = (paced_from + step_ms - grace_ms) / unit_ms end
   return {
@@ -289,7 +291,7 @@ local function reply()
     text(overdue),
     expired, skipped, rescheduled, quarantined,
     held,
-    '',
+    mark,
   }
 end
 
@@ -381,10 +383,14 @@ if #due > 0 then
   call('HSET', stats, unpack(totals))
 end
 
-local answer = reply()
 if has_company then
-  -- Who hears it knows what a tick of its own would say. A paused worker waits for nothing.
-  local next_look = (batch > 0 or held == 'rate') and answer[2] or ''
-  pcall('PUBLISH', ticks, exact_now .. ' ' .. next_look .. ' ' .. worker)
+  local row = call('HMGET', stats, 'token', 'ticks')
+  local number = (integer(row[2]) or 0) % MAX + 1
+  mark = (row[1] or token) .. ' ' .. text(number)
+  call('HSET', stats, 'token', row[1] or token, 'ticks', text(number))
+end
+local answer = reply()
+if has_company and batch > 0 and held == '' then
+  pcall('PUBLISH', ticks, mark .. ' ' .. answer[2] .. ' ' .. answer[3] .. ' ' .. worker)
 end
 return answer

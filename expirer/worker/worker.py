@@ -151,22 +151,26 @@ class Worker:
         self.alarm.sooner(at + self._jitter_s() if self._is_standby else at)
 
     def on_tick(self, message: bytes) -> None:
-        """Take note of another worker's tick: `<token> <number> <first ExpiresAt in the index or nothing> <worker>`.
+        """Take note of another worker's tick: `<token> <number> <first ExpiresAt or nothing> <overdue> <worker>`.
 
         Only a worker that can read the keys of this very inventory knows the token, and only what happened after this
         worker's own look has a higher number. What is believed are facts about the index; when to look is decided here.
         The worker that ticked last leads; the others stand by, and take over within a resolution if it dies.
         """
-        token, number, head, worker = (*message.split(b" ", 3), b"", b"", b"")[:4]
-        count, first = integer(number), integer(head)
-        is_known = self._mark is not None and token == self._mark[0] and worker != self.id.encode()
-        if not is_known or self._mark is None or count is None or count <= self._mark[1] or (head and first is None):
+        token, number, head, overdue, worker = (*message.split(b" ", 4), b"", b"", b"", b"")[:5]
+        count, first, left = integer(number), integer(head), integer(overdue)
+        mark = self._mark
+        if mark is None or token != mark[0] or count is None or count <= mark[1] or worker == self.id.encode():
+            return
+        if left is None or (head and first is None):
             return
         self._mark = token, count
         self._is_standby = True
         jitter_s = self._jitter_s()
-        due_at = math.inf if first is None else self._due_at(first)
-        self.alarm.later(max(due_at + jitter_s, time.monotonic() + (self._resolution_s + jitter_s) / 2))
+        if left:  # it goes on at once
+            self.alarm.later(time.monotonic() + (self._resolution_s + jitter_s) / 2)
+        else:
+            self.alarm.later(math.inf if first is None else self._due_at(first) + jitter_s)
 
     def _sleep(self) -> None:
         while not self.alarm.is_stopped:
