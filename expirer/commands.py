@@ -33,6 +33,14 @@ def _run(flags: dict[str, str], _options: dict[str, Any]) -> int:
     return process.run(load(flags))
 
 
+def _web(flags: dict[str, str], _options: dict[str, Any]) -> int:
+    try:
+        from expirer.web import server  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigurationError([f"expirer web needs {error.name}: pip install 'expirer[http]'"]) from None
+    return server.serve(load(flags))
+
+
 def _once(flags: dict[str, str], options: dict[str, Any]) -> int:
     from expirer.operate import pause  # noqa: PLC0415
 
@@ -171,6 +179,12 @@ VERBS = {
         "release the units of due reservations until stopped (the sidecar)",
         "Runs until SIGTERM or SIGINT; then finishes its batch and exits 0 within a second.",
         "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer run --interval 30s",
+    ),
+    "web": Verb(
+        _web,
+        "serve a page and the inventory's metrics, read from Redis (one per inventory)",
+        "Listens on port 9878 unless EXPIRER_HTTP_PORT says otherwise. Runs until SIGTERM or SIGINT.",
+        "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer web --http-port 9878",
     ),
     "once": Verb(
         _once,

@@ -1,4 +1,4 @@
-"""What a page may have to show: shops that are well, held, broken, away, and full of strangers' texts."""
+"""What a page may have to show: shops that are well, paused, broken, away, and full of strangers' texts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from expirer.config.settings import Settings
 from expirer.contract.control import Pause
 from expirer.operate.snapshot import Picture, Product
 from expirer.operate.status import ShardStatus
-from expirer.web.history import PERIOD_MS, Point
-from expirer.web.page import View
+from expirer.web.charts import PERIOD_MS, Point
+from expirer.web.page import Page
 from expirer.web.quarantine import Entry, Quarantine
+from expirer.web.watch import Reading
 
 NOW = 1_795_469_462_000
 BY_ANN = Pause("ann@shop-1", "payment outage", NOW - 600_000, NOW + 1_200_000)
-BRAKE = Pause("shop-0:7:ab10", "brake: 812 overdue", NOW - 9000, None)
+BRAKE = Pause("shop-0:7:ab10", "812 overdue", NOW - 9000, is_brake=True)
 HOSTILE = (
     "<script>document.title='taken'</script>",
     "\"><img src=x onerror=document.title='taken'>",
@@ -54,8 +55,8 @@ def hour() -> tuple[Point, ...]:
     return tuple(points)
 
 
-def view(*shards: ShardStatus, products: list[Product] | None = None, **values: Any) -> View:  # noqa: ANN401
-    """Make a view of some shards, or of one that is well; `values` replace what it has."""
+def page(*shards: ShardStatus, products: list[Product] | None = None, **values: Any) -> Page:  # noqa: ANN401
+    """Make a page of some shards, or of one that is well; `values` replace what it or its reading has."""
     states = list(shards) or [shard()]
     overdue = sum(state.overdue for state in states)
     if products is None:
@@ -63,13 +64,20 @@ def view(*shards: ShardStatus, products: list[Product] | None = None, **values: 
             Product("mug", 61 + overdue, overdue),
             *(Product(name, 20, 0) for name in ("poster-a2", "tee-m", "lamp")),
         ]
-    picture = Picture(NOW, states, overdue, 1000, products, 12.5, (4, 23))
+    snapshot = Picture(NOW, states, overdue, 1000, products, 12.5, (4, 23))
     settings = Settings(redis_url="redis://:secret@redis:6379/0", shards=len(states))
-    return replace(View(settings, "shop-0:7:ab10", NOW + 1200, NOW, picture, points=hour()), **values)
+    of_the_page = {name: values.pop(name) for name in ("settings", "is_still") if name in values}
+    reading = replace(Reading(NOW, snapshot, points=hour()), **values)
+    return replace(Page(settings, reading, NOW + 1200), **of_the_page)
 
 
-def scenes() -> dict[str, View]:
-    """Make one view of each kind."""
+def change(page: Page, **values: Any) -> Page:  # noqa: ANN401
+    """Return the page with another reading: `values` replace what it has."""
+    return replace(page, reading=replace(page.reading, **values))
+
+
+def scenes() -> dict[str, Page]:
+    """Make one page of each kind."""
     waiting = tuple(Entry(f"order-{n}:mug", "stock_missing", NOW - 60_000 * n) for n in range(20))
     sick = [
         shard(13, paused=BY_ANN, overdue=120, oldest_overdue_ms=590_000),
@@ -77,28 +85,28 @@ def scenes() -> dict[str, View]:
         shard(15, "the brake holds", paused=BRAKE, overdue=812, oldest_overdue_ms=9100),
     ]
     nothing = shard(0, "no live worker", active=0, next_expires_at=None, workers=[], totals={})
-    empty = view(nothing, products=[], points=(Point(NOW, 0, None, None),))
-    assert empty.picture is not None
+    empty = page(nothing, products=[], points=(Point(NOW, 0, None, None),))
+    assert empty.reading.snapshot is not None
     return {
-        "healthy": view(),
-        "late": view(
+        "healthy": page(),
+        "late": page(
             shard(0, "the oldest overdue is too old", overdue=1204, oldest_overdue_ms=73_000, quarantined=31),
             quarantine=Quarantine(waiting, (("stock_missing", 21), ("reserved_too_small", 10)), 31),
         ),
-        "paused": view(shard(paused=BY_ANN, overdue=37, oldest_overdue_ms=588_000)),
-        "shards": view(*(shard(n, active=2000 + n * 37) for n in range(13)), *sick),
-        "away": view(error="Error 111 connecting to redis:6379. Connection refused.", silent_since=NOW - 95_000),
-        "waiting": view(picture=None, points=()),
-        "never": view(picture=None, points=(), error="Error -2 connecting. Name or service not known."),
-        "empty": replace(empty, picture=replace(empty.picture, rate=None, lateness=None)),
+        "paused": page(shard(paused=BY_ANN, overdue=37, oldest_overdue_ms=588_000)),
+        "shards": page(*(shard(n, active=2000 + n * 37) for n in range(13)), *sick),
+        "away": page(error="Error 111 connecting to redis:6379. Connection refused.", at=NOW - 95_000),
+        "waiting": page(snapshot=None, points=()),
+        "never": page(snapshot=None, points=(), error="Error -2 connecting. Name or service not known."),
+        "empty": change(empty, snapshot=replace(empty.reading.snapshot, rate=None, lateness=None)),
         "hostile": hostile(),
     }
 
 
-def hostile() -> View:
-    """Make a view in which every text of a stranger is hostile, and every figure is too large."""
+def hostile() -> Page:
+    """Make a page in which every text of a stranger is hostile, and every figure is too large."""
     workers = [{"id": text, "last_tick": 2**53, "version": text, "skew_ms": 10**14} for text in HOSTILE]
-    return view(
+    return page(
         shard(
             paused=Pause(HOSTILE[0], HOSTILE[4], 10**18, 10**18),
             workers=workers,
@@ -114,5 +122,4 @@ def hostile() -> View:
             tuple(Entry(text, text, None) for text in HOSTILE), tuple((text, 1) for text in HOSTILE), len(HOSTILE)
         ),
         error=HOSTILE[0] + HOSTILE[5],
-        worker=HOSTILE[1],
     )

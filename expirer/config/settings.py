@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from expirer.config.address import Address
 from expirer.config.durations import LONGEST, UNITS_S, parse_duration, to_ms
-from expirer.config.environment import PREFIX, SERVICE_LINK, variable
+from expirer.config.environment import PREFIX, SERVICE_LINK, variable, words
 from expirer.config.layout import KEY_SETTINGS, Layout
 
 
@@ -107,9 +107,12 @@ class _Conduct(BaseSettings):
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
     http_port: Annotated[int, BeforeValidator(_no_service_link)] = Field(
-        0, ge=0, le=65535, description="port of metrics, probes and the page; 0: none"
+        0, ge=0, le=65535, description="port of metrics and probes; 0: none (expirer web: 9878)"
     )
     http_host: str = Field("127.0.0.1", min_length=1, description="address that it listens on; 0.0.0.0 for all")
+    http_allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
+        (), description="names by which browsers may ask for the page, comma-separated; * for any"
+    )
 
     @field_validator("namespace")
     @classmethod
