@@ -96,6 +96,11 @@ class Snapshot:
         latest = {worker.id: worker for worker in sorted(known, key=lambda worker: worker.last_tick)}
         return sorted(latest.values(), key=lambda worker: (not worker.is_live, -worker.last_tick))
 
+    @property
+    def gone_count(self) -> int:
+        """Workers that are not live on a shard: the most that any shard has."""
+        return max(shard.gone_count for shard in self.shards)
+
 
 class Sampler:
     """Takes one snapshot after the other, and knows what happened between two."""
