@@ -84,9 +84,9 @@ def page_of(watch: Watch) -> Page:
         ("late", "31 in quarantine , which a person must repair."),
         ("paused", "Paused Paused by ann@shop-1 since 21:21:02 UTC until 21:51:02 UTC payment outage"),
         ("shards", "Not healthy Shard 14: no live worker Nothing expires."),
-        ("shards", "Shard 15: the brake holds A worker has paused this by itself."),
+        ("shards", "Shard 15: braked A worker has paused this by itself."),
         ("shards", "Shard 13 paused by ann@shop-1 since 21:21:02 UTC until 21:51:02 UTC payment outage"),
-        ("shards", "Shard 15 paused by shop-0:7:ab10 since 21:30:53 UTC until resumed 812 overdue"),
+        ("shards", "Shard 15 braked by shop-0:7:ab10 since 21:30:53 UTC until resumed 812 overdue"),
         ("away", "Cannot read Redis For 1 min 36 s: Error 111 connecting to redis:6379. Connection refused."),
         ("away", "All figures below are old."),
         ("away", "Figures of 21:31:02 UTC, 1 min 36 s old."),
@@ -134,7 +134,7 @@ def test_shards_have_a_row_each() -> None:
     html = Html(render(SCENES["shards"]))
     rows = html.text.partition("Quaran\xadtined ")[2].split()
 
-    assert "15 the brake holds 2,043 812 9.1 s 0 14 no live worker 2,043 17 4.1 s 0 13 paused" in " ".join(rows)
+    assert "15 braked 2,043 812 9.1 s 0 14 no live worker 2,043 17 4.1 s 0 13 paused" in " ".join(rows)
     assert "Overdue 949" in html.text
     assert "Shards" not in text_of(SCENES["healthy"])
     assert "64 of 1,000" in text_of(page(*(shard(number) for number in range(1000))))
@@ -177,7 +177,7 @@ def test_strangers_texts_stay_text(seen: Page) -> None:
     assert not [name for _, attributes in html.elements for name in attributes if name.startswith("on")]
     for text in HOSTILE[:4]:
         assert text in html.text
-    assert r"abc\u202edcba\u2066 \x1b[2J\x00\n" in html.text
+    assert r"abc\xe2\x80\xaedcba\xe2\x81\xa6 \x1b[2J\x00\x0a" in html.text
     assert "(empty)" in html.text
     assert {letter for letter in source if not letter.isprintable()} == {"\n", "\xa0"}
 
@@ -444,7 +444,7 @@ def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch, log: Log) -> N
         (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
         (redis.TimeoutError(), "TimeoutError: redis://redis:6379/0"),
     ):
-        monkeypatch.setattr("expirer.operate.snapshot.Camera.take", _raising(failure))
+        monkeypatch.setattr("expirer.operate.snapshot.Sampler.sample", _raising(failure))
         watch.read()
 
         assert error == watch.reading.error

@@ -8,8 +8,8 @@ from typing import Any
 
 from expirer.config.settings import Settings
 from expirer.contract.control import Pause
-from expirer.operate.snapshot import Picture, Product
-from expirer.operate.status import ShardStatus
+from expirer.operate.snapshot import Product, Snapshot
+from expirer.operate.status import BRAKED, ShardStatus, WorkerStatus
 from expirer.web.charts import PERIOD_MS, Point
 from expirer.web.page import Page
 from expirer.web.quarantine import Entry, Quarantine
@@ -34,12 +34,12 @@ HOSTILE = (
 
 def shard(number: int = 0, *problems: str, **values: Any) -> ShardStatus:  # noqa: ANN401
     """Make the state of a shard with two live workers and one that has gone; `values` replace what it has."""
-    workers = [
-        {"id": f"shop-{name}:7:ab1{name}", "last_tick": NOW - ago_ms, "version": "0.1.0", "skew_ms": skew_ms}
+    *workers, gone = (
+        WorkerStatus(f"shop-{name}:7:ab1{name}", NOW - ago_ms, "0.1.0", skew_ms, is_live=ago_ms < 60_000)
         for name, ago_ms, skew_ms in ((0, 1500, 3), (1, 1800, -12), (2, 7_400_000, None))
-    ]
+    )
     totals = {"expired": 48_213, "units": 101_877, "skipped": 12, "rescheduled": 3, "quarantined": 4, "batches": 9120}
-    state = ShardStatus(number, 2043, 0, 0, 0, NOW + 14_000, 0, None, workers, totals, list(problems))
+    state = ShardStatus(number, 2043, 0, 0, 0, NOW + 14_000, 0, None, workers, totals, problems, [gone], 1)
     return replace(state, **values)
 
 
@@ -64,7 +64,7 @@ def page(*shards: ShardStatus, products: list[Product] | None = None, **values: 
             Product("mug", 61 + overdue, overdue),
             *(Product(name, 20, 0) for name in ("poster-a2", "tee-m", "lamp")),
         ]
-    snapshot = Picture(NOW, states, overdue, 1000, products, 12.5, (4, 23))
+    snapshot = Snapshot(NOW, states, overdue, 1000, products, 12.5, (4, 23))
     settings = Settings(redis_url="redis://:secret@redis:6379/0", shards=len(states))
     of_the_page = {name: values.pop(name) for name in ("settings", "is_still") if name in values}
     reading = replace(Reading(NOW, snapshot, points=hour()), **values)
@@ -82,9 +82,9 @@ def scenes() -> dict[str, Page]:
     sick = [
         shard(13, paused=BY_ANN, overdue=120, oldest_overdue_ms=590_000),
         shard(14, "no live worker", overdue=17, oldest_overdue_ms=4100),
-        shard(15, "the brake holds", paused=BRAKE, overdue=812, oldest_overdue_ms=9100),
+        shard(15, BRAKED, paused=BRAKE, overdue=812, oldest_overdue_ms=9100),
     ]
-    nothing = shard(0, "no live worker", active=0, next_expires_at=None, workers=[], totals={})
+    nothing = shard(0, "no live worker", active=0, next_expires_at=None, workers=[], totals={}, gone=[], gone_count=0)
     empty = page(nothing, products=[], points=(Point(NOW, 0, None, None),))
     assert empty.reading.snapshot is not None
     return {
@@ -105,7 +105,7 @@ def scenes() -> dict[str, Page]:
 
 def hostile() -> Page:
     """Make a page in which every text of a stranger is hostile, and every figure is too large."""
-    workers = [{"id": text, "last_tick": 2**53, "version": text, "skew_ms": 10**14} for text in HOSTILE]
+    workers = [WorkerStatus(text, 2**53, text, 10**14, is_live=True) for text in HOSTILE]
     return page(
         shard(
             paused=Pause(HOSTILE[0], HOSTILE[4], 10**18, 10**18),

@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 from expirer.contract.text import printable
-from expirer.operate.terminal import shown_time
+from expirer.operate.terminal import format_time
 
 _SECOND = 1000
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", _SECOND))
@@ -31,7 +31,7 @@ def span(ms: int) -> str:
 
 def moment(at: int, now: int) -> str:
     """Return a time to the second; its date only if that is not today's."""
-    text, today = shown_time(at), shown_time(now)[:11]
+    text, today = format_time(at), format_time(now)[:11]
     return re.sub(r"(\.\d+)? (?=\w+$)", _FIXED, text).removeprefix(today)
 
 

@@ -12,10 +12,9 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from expirer.connection.connect import Servers
-from expirer.contract.clock import worker_clock
 from expirer.contract.reasons import ADVICE
 from expirer.contract.shard import Shard
-from expirer.operate.status import ShardStatus, look_at
+from expirer.operate.status import BRAKED, ShardStatus, read_status
 
 _COUNTED = 1000
 """The units of this many overdue reservations are summed, the oldest: a backlog must not make reading it dear."""
@@ -33,7 +32,7 @@ _GAUGES: dict[str, tuple[str, Callable[[ShardStatus], float | None]]] = {
         lambda shard: None if shard.next_expires_at is None else shard.next_expires_at / 1000,
     ),
     "paused": ("1 while a pause or a brake stops expiry", lambda shard: shard.paused is not None),
-    "brake": ("1 while a brake stops expiry", lambda shard: shard.paused is not None and shard.paused.is_brake),
+    "brake": ("1 while a brake is pulled", lambda shard: BRAKED in shard.problems),
 }
 _TOTALS = {
     "expired_reservations": ("Reservations expired by all workers, exactly", "expired"),
@@ -65,14 +64,11 @@ def read_figures(servers: Servers) -> Figures:
         if time.monotonic() > until:
             return None
         try:
-            now = shard.now()
-            skew_ms = now - int(worker_clock())
-            status = look_at(shard.client, shard.settings, shard.number, shard.keys, 0, _COUNTED)
+            status = read_status(shard, 0, _COUNTED)
         except (RedisError, OSError):
             return None
-        live = [worker for worker in status.workers if shard.is_live(worker["last_tick"], now)]
-        skews = [skew_ms, *(worker["skew_ms"] for worker in live if worker["skew_ms"] is not None)]
-        return status, len(live), max(skews, key=abs)
+        skews = [status.skew_ms, *(worker.skew_ms for worker in status.workers if worker.skew_ms is not None)]
+        return status, len(status.workers), max(skews, key=abs)
 
     with ThreadPoolExecutor(min(len(servers.shards), _AT_ONCE)) as pool:
         rows = [row for row in pool.map(read, servers.shards) if row is not None]

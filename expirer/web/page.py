@@ -17,9 +17,8 @@ import expirer
 from expirer.config.settings import Settings
 from expirer.connection.errors import location
 from expirer.contract.reasons import ADVICE
-from expirer.operate.server import is_live
-from expirer.operate.snapshot import Picture
-from expirer.operate.status import ShardStatus
+from expirer.operate.snapshot import Snapshot
+from expirer.operate.status import BRAKED, NO_LIVE_WORKER, TOO_OLD, ShardStatus
 from expirer.web.charts import HEIGHT, PERIOD_MS, WIDTH, charts
 from expirer.web.format import cut, figure, moment, span
 from expirer.web.watch import Reading
@@ -47,9 +46,9 @@ _TOTALS = {
     "batches": "batches",
 }
 _WHAT_TO_DO = {
-    "no live worker": "Nothing expires. Start a sidecar, or read in its log why it does not tick.",
-    "the brake holds": "A worker has paused this by itself. Read the reason; then expirer resume.",
-    "the oldest overdue is too old": "The workers do not keep up. Look for processing_error in their logs.",
+    NO_LIVE_WORKER: "Nothing expires. Start a sidecar, or read in its log why it does not tick.",
+    BRAKED: "A worker has paused this by itself. Read the reason; then expirer resume.",
+    TOO_OLD: "The workers do not keep up. Look for processing_error in their logs.",
 }
 
 
@@ -94,7 +93,7 @@ def render(page: Page) -> str:
         height=HEIGHT,
         rows=_ROWS,
         advice=ADVICE,
-        **({} if reading.snapshot is None else _tables(reading.snapshot, settings)),
+        **({} if reading.snapshot is None else _tables(reading.snapshot)),
     )
 
 
@@ -112,19 +111,19 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def _tables(snapshot: Picture, settings: Settings) -> dict[str, object]:
+def _tables(snapshot: Snapshot) -> dict[str, object]:
     """Return what the template cannot sum up by itself."""
     totals: Counter[str] = Counter()
     for shard in snapshot.shards:
         totals.update({name: shard.totals.get(name, 0) for name in _TOTALS})
     # Unhealthy shards first, then busy ones.
     shards = sorted(snapshot.shards, key=lambda shard: (not shard.problems, -shard.overdue, shard.shard))
-    workers = [(worker, is_live(settings, worker["last_tick"], snapshot.now)) for worker in snapshot.workers]
+    live = sum(worker.is_live for worker in snapshot.workers)
     return {
         "next_at": min((shard.next_expires_at for shard in snapshot.shards if shard.next_expires_at), default=None),
         "totals": [(words, totals[name]) for name, words in _TOTALS.items()],
-        "workers": workers,
-        "live": sum(is_live for _, is_live in workers),
+        "live": live,
+        "known": live + snapshot.gone_count,
         "shards": shards[:_SHARDS],
     }
 
@@ -158,7 +157,7 @@ def _problems(sick: Sequence[ShardStatus], shards: int) -> Iterator[tuple[str, s
         yield f"{place}: {problem}" if place else problem[:1].upper() + problem[1:], _WHAT_TO_DO.get(problem, "")
 
 
-def _pauses(snapshot: Picture) -> Iterator[tuple[str, str]]:
+def _pauses(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     """Say who pauses what, since and until when, and why."""
     pauses = snapshot.pauses
     for pause, numbers in pauses[: _ROWS // 2]:
@@ -166,7 +165,8 @@ def _pauses(snapshot: Picture) -> Iterator[tuple[str, str]]:
         until = "until resumed" if pause.until is None else f"until {moment(pause.until, snapshot.now)}"
         place = _named(numbers, len(snapshot.shards))
         who = Markup("<bdi>{}</bdi>").format(cut(pause.by)) if pause.by else "nobody named"
-        what = Markup("{}aused by {}{} {}").format(f"{place} p" if place else "P", who, since, until)
+        word = "braked" if pause.is_brake else "paused"
+        what = Markup("{} by {}{} {}").format(f"{place} {word}" if place else word.title(), who, since, until)
         yield what, cut(pause.reason) or "no reason"
     if len(pauses) > _ROWS // 2:
         yield f"And {len(pauses) - _ROWS // 2:,} more pauses", ""

@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.connection.errors import explain, redact
-from expirer.operate.snapshot import Camera, Picture
+from expirer.operate.snapshot import Sampler, Snapshot
 from expirer.web.charts import HOUR_MS, PERIOD_MS, Point
 from expirer.web.metrics import Figures, read_figures
 from expirer.web.quarantine import Quarantine, read_quarantine
@@ -29,7 +29,7 @@ class Reading:
 
     at: int
     """When the snapshot was taken; before the first one, when the watch began."""
-    snapshot: Picture | None = None
+    snapshot: Snapshot | None = None
     quarantine: Quarantine = field(default_factory=Quarantine)
     """As it was at that snapshot."""
     points: tuple[Point, ...] = ()
@@ -49,7 +49,7 @@ class Watch:
         self._servers = servers
         self._settings = settings
         self._log = log
-        self._sampler = Camera(servers, settings)
+        self._sampler = Sampler(servers.shards)
         self._figures = Figures()
         self._read_s = time.monotonic()
         """When the figures were read, or the watch began, monotonic seconds."""
@@ -61,7 +61,7 @@ class Watch:
         try:
             self._figures = read_figures(self._servers)
             self._read_s = time.monotonic()
-            snapshot = self._sampler.take()
+            snapshot = self._sampler.sample()
             quarantine = read_quarantine(self._servers, self._settings, snapshot.shards)
         except (RedisError, OSError) as error:
             why = explain(error, self._settings)
