@@ -122,7 +122,6 @@ def _tables(snapshot: Snapshot) -> dict[str, object]:
         "next_at": min((shard.next_expires_at for shard in snapshot.shards if shard.next_expires_at), default=None),
         "totals": [(words, totals[name]) for name, words in _TOTALS.items()],
         "live": sum(worker.is_live for worker in snapshot.workers),
-        "gone": max(shard.gone_count for shard in snapshot.shards),
         "shards": shards[:_SHARDS],
     }
 
