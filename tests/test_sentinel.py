@@ -7,7 +7,6 @@ from pathlib import Path
 from signal import SIGTERM
 
 import pytest
-from expirer.worker.crew import Crew
 
 from expirer import cli
 from expirer.config.settings import Settings
