@@ -294,7 +294,7 @@ def test_the_index_of_a_leaked_hold_comes_from_reserved_at(shop: Inventory, oper
 
 
 def test_a_leaked_hold_that_cannot_expire_is_quarantined(shop: Inventory, operate: Operate) -> None:
-    """A leaked reservation without a quantity goes to quarantine; its product's counters are not compared, so it exits 1."""
+    """A leaked reservation without a quantity goes to quarantine; its product is not compared, so it exits 1."""
     shop.client.zrem(shop.keys.index, "o1:mug")
     shop.client.hset(RESERVATION, "quantity", "two")
 

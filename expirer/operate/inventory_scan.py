@@ -239,7 +239,8 @@ def _located(keys: Iterable[bytes], prefixes: list[bytes]) -> Iterator[tuple[int
 
 def scan(client: Redis, pattern: bytes, on_keys: Callable[[int], object]) -> Iterator[list[bytes]]:
     """Yield the names of keys in small slices, maybe some twice; see `InventoryScan.walk` for `on_keys`."""
-    cursor, keys = None, list[Any]()
+    cursor: Any = None
+    keys: Any
     while cursor != 0:
         cursor, keys = _paced(partial(client.scan, cursor or 0, match=pattern, count=_COUNT))
         on_keys(_COUNT)

@@ -35,21 +35,3 @@ def error_line(error: Exception, settings: Settings) -> str:
 # Until every command uses its Shard.
 redis_or_say = reporting_errors
 LATE_TICK_MS = 5000
-
-
-def server_now(client, settings):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, client, settings).now()  # type: ignore
-
-
-def count_overdue(client, settings, keys, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, keys, client, settings).count_overdue(now)
-
-
-def is_live(settings, last_tick, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, None, settings).is_live(last_tick, now)  # type: ignore
