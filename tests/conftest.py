@@ -265,26 +265,27 @@ def worker(make_worker: MakeWorker) -> Worker:
 
 
 @pytest.fixture
-def liar() -> Iterator[Callable[[bytes], int]]:
-    """Return a function that serves the same answer to whoever connects, and returns the port."""
+def fake_reply() -> Iterator[Callable[..., int]]:
+    """Return a function that serves the same replies, one for each request, to every client; it returns the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    answers: list[bytes] = []
+    replies: list[bytes] = []
 
     def serve() -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):
-                    connection.recv(100)
-                    connection.sendall(answers[0])
+                    for reply in replies:
+                        connection.recv(1000)
+                        connection.sendall(reply)
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(1000):
                         pass
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
 
-    def start(answer: bytes) -> int:
-        answers.append(answer)
+    def start(*given: bytes) -> int:
+        replies.extend(given)
         thread.start()
         port: int = listener.getsockname()[1]
         return port

@@ -49,13 +49,13 @@ def variables(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 class Program:
-    """`expirer run` against a URL, killed when the block ends; its log is read as it comes."""
+    """`expirer run`, or another command, against a URL, killed when the block ends; its log is read as it comes."""
 
-    def __init__(self, url: str, *flags: str, **settings: object) -> None:
+    def __init__(self, url: str, *flags: str, command: str = "run", **settings: object) -> None:
         # What coverage measures subprocesses by stays in the environment.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "expirer", "run", *flags],
+            [sys.executable, "-m", "expirer", command, *flags],
             env={**environment, **variables({"redis_url": url, **settings})},
             stderr=subprocess.PIPE,
             text=True,

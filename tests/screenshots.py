@@ -17,12 +17,13 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from expirer.web.history import HOUR_MS, PERIOD_MS
+
 from expirer.checkout.reservations import Refused, Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
 from expirer.contract.control import pausing, resuming
 from expirer.contract.keys import shard_keys
-from expirer.web.history import HOUR_MS, PERIOD_MS
 from expirer.web.page import CSP, View, render
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker

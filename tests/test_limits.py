@@ -337,8 +337,11 @@ def test_a_missing_right_on_the_stats_moves_nothing(
     """In company the stats are written before the first unit moves."""
     inventory.overdue("mug", 2)
     client.zadd(inventory.keys.workers, {"bob": NOW})
-    patterns = ["~{inventory}:[^s]*", "~{inventory}:stock:*", "%R~{inventory}:stats"]
-    client.execute_command("ACL", "SETUSER", "clerk", "reset", "on", ">pw", "+@all", "&*", *patterns)  # type: ignore[no-untyped-call]
+    user = ["clerk", "reset", "on", ">pw", "+@all", "&*", "~{inventory}:[^s]*", "~{inventory}:stock:*"]
+    try:
+        client.execute_command("ACL", "SETUSER", *user, "%R~{inventory}:stats")  # type: ignore[no-untyped-call]
+    except redis.ResponseError:
+        pytest.skip("this server knows no rights to read or write single keys")
     url = f"{shared_server.url}?username=clerk&password=pw"
     try:
         with redis.Redis.from_url(url) as clerk, pytest.raises(redis.ResponseError):

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect_all
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract.text import printable
 
 
@@ -28,28 +28,10 @@ def reporting_errors(settings: Settings) -> Iterator[Servers]:
 
 def error_line(error: Exception, settings: Settings) -> str:
     """Return where Redis is, and what an error says."""
-    where, text = location(settings), explain(error, settings)
+    where, text = location(settings), describe(error, settings)
     return printable(text if text.startswith(where) else f"{where}: {text}")
 
 
 # Until every command uses its Shard.
 redis_or_say = reporting_errors
 LATE_TICK_MS = 5000
-
-
-def server_now(client, settings):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, client, settings).now()  # type: ignore
-
-
-def count_overdue(client, settings, keys, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, keys, client, settings).count_overdue(now)
-
-
-def is_live(settings, last_tick, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, None, settings).is_live(last_tick, now)  # type: ignore

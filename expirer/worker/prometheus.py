@@ -1,4 +1,4 @@
-"""Renders what the workers of this process counted for Prometheus: `expirer_worker_…`, no label of an order or product."""
+"""Renders what the workers of this process counted for Prometheus; no label names an order or a product."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import redis
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,12 +16,16 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 import expirer
+from expirer.worker.http import Answer, Request, Route
 from expirer.worker.metrics import Histogram, ShardMetrics
 from expirer.worker.wake import WakeListener
+
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WorkerCollector(Collector):
@@ -83,12 +87,18 @@ class WorkerCollector(Collector):
         return iter((ticks, conflicts, errors, expired, units, success))
 
 
-def registry(collector: Collector) -> CollectorRegistry:
-    """Return a registry of these figures and those of the process."""
-    registered = CollectorRegistry()
-    registered.register(collector)
-    ProcessCollector(registry=registered)
-    return registered
+def metrics_route(collector: Collector) -> Route:
+    """Return a route that serves these figures and those of the process, in the format that the client prefers."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+
+    def answer(request: Request) -> Answer:
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            return Answer(exposition.generate_latest(registry), content_type=exposition.CONTENT_TYPE_LATEST)
+        return Answer(generate_latest(registry), content_type=_PLAIN)
+
+    return answer
 
 
 def _histogram(name: str, meaning: str, histograms: Sequence[Histogram]) -> HistogramMetricFamily:

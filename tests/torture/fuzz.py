@@ -157,7 +157,8 @@ def run(binary: Path, seed: int, entries: int) -> Outcome:
 
 def _is_done(client: redis.Redis) -> bool:
     """Say whether every entry has its end; make what is tried again older, so that no run waits a minute for it."""
-    with client.pipeline() as pipe, suppress(redis.WatchError):
+    watching: Any = client.pipeline()
+    with watching as pipe, suppress(redis.WatchError):
         pipe.watch(_KEYS.quarantine)
         rows: Any = pipe.hgetall(_KEYS.quarantine)
         notes = {id_: re.sub(rb" at=\d+", b" at=1", entry) for id_, entry in rows.items() if b" retry=" in entry}
