@@ -413,24 +413,22 @@ call('HSET', about, worker, ARGV[25])
 call('PEXPIRE', workers, WORKER_FORGOTTEN_MS)
 call('PEXPIRE', about, WORKER_FORGOTTEN_MS)
 
+local others = call('ZCARD', workers) - 1
+
 local function forget(first, last)
   local ids = call('ZRANGE', workers, first, last)
   call('ZREMRANGEBYRANK', workers, first, last)
   call('HDEL', about, unpack(ids))
+  others = others - #ids
 end
 
-local last_ticks = call('ZRANGE', workers, -2, -1, 'WITHSCORES')
-local has_company = #last_ticks > 2
-if has_company then
+if others > 0 then
   local old = call('ZCOUNT', workers, '-inf', '(' .. text(math.floor(now_ms) - WORKER_FORGOTTEN_MS))
   if old > 0 then forget(0, math.min(old, 1000) - 1) end
-  if tonumber(last_ticks[4]) > now_ms + AHEAD_MS then
-    local ahead = call('ZCOUNT', workers, '(' .. text(math.floor(now_ms) + AHEAD_MS), '+inf')
-    forget(-math.min(ahead, 1000), -1)
-  end
-  has_company = call('ZCARD', workers) > 1
+  local ahead = call('ZCOUNT', workers, '(' .. text(math.floor(now_ms) + AHEAD_MS), '+inf')
+  if ahead > 0 then forget(-math.min(ahead, 1000), -1) end
 end
-if has_company then
+if others > 0 then
   local known = call('HMGET', stats, 'token', 'ticks')
   if known[1] and #known[1] <= 64 and known[1]:find('^%w+$') then token = known[1] end
   local number = integer(known[2]) or 0
