@@ -1,5 +1,6 @@
 """Gives reserved stock back on time, exactly once: a sidecar for inventories kept in Redis."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # Loaded by whoever uses it: the program minds its signals before it loads anything large.
+    # Loaded on first use: the program blocks its signals before it loads anything large.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    from expirer.checkout import reservations  # noqa: PLC0415
-
-    return getattr(reservations, name)
+    return getattr(import_module("expirer.checkout.reservations"), name)

@@ -13,13 +13,13 @@ from unittest.mock import patch
 from expirer import Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
-from expirer.operate.key_tracking import Feed
+from expirer.operate.key_tracking import KeyTracking
 from expirer.operate.reshard import _Move
 from expirer.operate.snapshot import Sampler
 from expirer.operate.tail import _positions, follow
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
-from tests.acl import Desk, refusals
+from tests.acl import LATER, Desk, refusals
 from tests.conftest import Log
 from tests.program import wait_until
 
@@ -35,13 +35,15 @@ def expires(desk: Desk) -> list[str]:
 def pulls_the_brake(desk: Desk) -> list[str]:
     """Pause the shard by itself."""
     told = _ticks(desk, brake_above=1)
-    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1"
+    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "brake")
     return told or ([] if is_pulled else ["no brake was pulled"])
 
 
 def checks(desk: Desk) -> list[str]:
     """Look before a deployment whether all is well."""
     desk.shop.client.flushall()
+    desk.shop.stock("mug", 0, 1)
+    desk.shop.hold("mug", 1, LATER)
     return desk.complaints("check")
 
 
@@ -83,14 +85,14 @@ def watches(desk: Desk) -> list[str]:
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
-    written, looks = Feed.written, count(1)
+    written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: Feed) -> set[bytes]:
+    def spied(feed: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             desk.shop.client.flushall()
         return written(feed)
 
-    with patch.object(Feed, "written", spied):
+    with patch.object(KeyTracking, "written", spied):
         told = desk.complaints("audit")
     return [line for line in told if "was emptied meanwhile" not in line]
 

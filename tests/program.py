@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from signal import Signals
+from signal import SIG_IGN, Signals, getsignal, signal
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +31,16 @@ def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) 
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.002)
+
+
+def let_children_be_stopped() -> None:
+    """Have children start with default signals: in the background of a script SIGINT is ignored, by nohup SIGHUP.
+
+    A child inherits what its parent ignores, and not what its parent handles; this process goes on as before.
+    """
+    for number in (Signals.SIGINT, Signals.SIGHUP):
+        if getsignal(number) == SIG_IGN:
+            signal(number, lambda *_: None)
 
 
 def variables(settings: Mapping[str, object]) -> dict[str, str]:

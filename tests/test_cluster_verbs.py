@@ -11,7 +11,7 @@ import pytest
 from redis.cluster import RedisCluster
 
 from expirer import cli
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import shard_of
@@ -69,7 +69,7 @@ def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
 
 def test_the_verbs_have_clients_of_a_cluster_too() -> None:
     """Those that do not end by themselves are tried below; reshard is refused."""
-    assert {"run", "tail", "top", "demo", "reshard"} == {*VERBS} - {
+    assert {"run", "tail", "top", "demo", "reshard"} == {*COMMANDS} - {
         name.removesuffix(" --dry-run") for name in EXAMPLES
     }
 

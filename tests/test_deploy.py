@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import expirer
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.environment import variable
 from expirer.config.settings import Settings, load
 from tests.conftest import Tool
@@ -182,7 +182,7 @@ def test_the_guide_names_what_is_there() -> None:
     verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
 
     assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]
-    assert [] == [verb for verb in verbs if verb not in VERBS]
+    assert [] == [verb for verb in verbs if verb not in COMMANDS]
 
 
 def test_the_guide_scrapes_who_serves(tool: Tool, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import redis
 import trustme
 
 from expirer import cli
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
 from expirer.connection.connect import PasswordFile, connect, connect_all
 from expirer.worker.batch import Tick
@@ -190,7 +190,7 @@ def test_a_bad_address_is_not_repeated(url: str) -> None:
     assert [] == leaks(done.stderr)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_help_shows_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     """Help shows the defaults, and nothing of the environment."""
     monkeypatch.setenv("EXPIRER_REDIS_URL", f"redis://{USER}@shop.example/0")

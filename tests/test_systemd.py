@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Tool
 from expirer.web.server import PORT
+from tests.conftest import Tool
 from tests.deployments import UNIT, WEB_UNIT
 from tests.reader import ROOT
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from expirer.worker.crew import Crew
 
 from expirer import cli
 from expirer.config.settings import ConfigurationError, Settings, load
 from expirer.connection.connect import connect, connect_all
 from expirer.contract.keys import ShardKeys
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.certificates import Authority

@@ -415,7 +415,7 @@ def test_a_woken_standby_lets_the_leader_go_first(make_worker: MakeWorker, monke
 
 
 def test_a_tick_is_published_to_the_others(client: redis.Redis, inventory: Inventory, make_worker: MakeWorker) -> None:
-    """With two workers a tick is published: token, number, first ExpiresAt, overdue, worker; a paused one publishes nothing."""
+    """With two workers a tick is published, as on_tick has it; a paused one publishes nothing."""
     channel = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     channel.subscribe(inventory.keys.ticks)
     inventory.stock("mug", 8, 2)

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect_all
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract.text import printable
 
 
@@ -28,7 +28,7 @@ def reporting_errors(settings: Settings) -> Iterator[Servers]:
 
 def error_line(error: Exception, settings: Settings) -> str:
     """Return where Redis is, and what an error says."""
-    where, text = location(settings), explain(error, settings)
+    where, text = location(settings), describe(error, settings)
     return printable(text if text.startswith(where) else f"{where}: {text}")
 
 

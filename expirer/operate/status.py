@@ -14,7 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from expirer.config.durations import LONGEST, to_ms
 from expirer.config.settings import Settings
-from expirer.connection.errors import PRIMARY, explain
+from expirer.connection.errors import PRIMARY, describe
 from expirer.contract import about, control
 from expirer.contract.clock import unix_ms, worker_clock
 from expirer.contract.control import Control, Pause
@@ -106,7 +106,7 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
             except (RedisError, OSError) as error:
                 if not settings.redis_cluster:
                     raise
-                problem = f"no answer: {explain(error, settings)}"  # the other primaries may be well
+                problem = f"no answer: {describe(error, settings)}"  # the other primaries may be well
                 shards.append(ShardStatus(shard.number, problems=[problem]))
         is_healthy = not any(shard.problems for shard in shards)
         skew_ms = max((shard.skew_ms for shard in shards), key=abs)

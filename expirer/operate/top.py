@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
-from expirer.connection.errors import explain, location
+from expirer.connection.errors import describe, location
 from expirer.contract.text import printable
 from expirer.operate.screen import STATE_ROW, Page, lines
 from expirer.operate.snapshot import Sampler, Snapshot
@@ -75,7 +75,7 @@ def _watch(page: Page, lock: threading.Lock, sampler: Sampler, settings: Setting
             seen = sampler.sample()
         except Exception as error:  # noqa: BLE001  # without this thread the last snapshot would pass for the present
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
-            seen = f"{name}{explain(error, settings)}"
+            seen = f"{name}{describe(error, settings)}"
         with lock:
             page.add(seen)
         took_s = time.monotonic() - began_at

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
 from expirer.contract.reasons import parsed
 from expirer.contract.text import decode
 from expirer.operate.status import ShardStatus
@@ -59,7 +59,7 @@ def read_quarantine(servers: Servers, settings: Settings, shards: Sequence[Shard
                 known = parsed(value)
                 entries.append(Entry(decode(id_), known["reason"], known["at"]))
     except ResponseError as error:
-        return Quarantine(error=explain(error, settings))
+        return Quarantine(error=describe(error, settings))
     return Quarantine(
         entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:ROWS]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import urllib.parse
-from collections.abc import Callable
 from http import HTTPStatus
 
 from expirer.config.environment import variable
@@ -17,7 +16,7 @@ from expirer.contract.text import printable
 from expirer.web.metrics import InventoryCollector
 from expirer.web.page import CSP, Page, render
 from expirer.web.watch import Watch, now_ms
-from expirer.worker.http import Answer, HttpServer, Request, Route
+from expirer.worker.http import Answer, HttpServer, Request, Route, probe
 from expirer.worker.logs import build_logger
 from expirer.worker.process import STOP_SIGNALS
 from expirer.worker.prometheus import metrics_route
@@ -49,20 +48,9 @@ def routes(watch: Watch, settings: Settings) -> dict[str, Route]:
     return {
         "/": lambda request: _show_page(watch, settings, request),
         "/metrics": metrics_route(InventoryCollector(watch.figures)),
-        "/livez": probe(watch.why_not_alive),
-        "/readyz": probe(watch.why_not_ready),
+        "/livez": lambda _: probe(watch.why_not_alive()),
+        "/readyz": lambda _: probe(watch.why_not_ready()),
     }
-
-
-def probe(trouble: Callable[[], str]) -> Route:
-    """Return a route that answers 503 with what `trouble` says, else 200."""
-
-    def answer(_request: Request) -> Answer:
-        if found := trouble():
-            return Answer(f"{printable(found)}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
-        return Answer(b"ok\n")
-
-    return answer
 
 
 def _show_page(watch: Watch, settings: Settings, request: Request) -> Answer:

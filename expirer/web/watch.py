@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import explain, redact
+from expirer.connection.errors import describe, redact
 from expirer.operate.snapshot import Sampler, Snapshot
 from expirer.web.charts import HOUR_MS, PERIOD_MS, Point
 from expirer.web.metrics import Figures, read_figures
@@ -64,7 +64,7 @@ class Watch:
             snapshot = self._sampler.sample()
             quarantine = read_quarantine(self._servers, self._settings, snapshot.shards)
         except (RedisError, OSError) as error:
-            why = explain(error, self._settings)
+            why = describe(error, self._settings)
             self.reading = replace(before, error=why if str(error) else f"{type(error).__name__}: {why}")
             if not before.error:
                 log.warning("cannot_read_redis", message=self.reading.error)

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from structlog.typing import FilteringBoundLogger
 
 from expirer.config.settings import ConfigurationError
+from expirer.contract.text import printable
 from expirer.worker.events import LogLimiter
 
 MOST_CONNECTIONS = 8
@@ -60,6 +61,14 @@ class Answer:
 
 
 Route = Callable[[Request], Answer]
+
+
+def probe(trouble: str, note: str = "") -> Answer:
+    """Answer 503 with what is in the way; else 200, with a note on what does not need a restart."""
+    lines = "".join(f"{printable(line)}\n" for line in trouble.splitlines())
+    if lines:
+        return Answer(lines.encode(), HTTPStatus.SERVICE_UNAVAILABLE)
+    return Answer(f"ok, but wake messages are not heard: {printable(note)}\n".encode() if note else b"ok\n")
 
 
 class HttpServer:
