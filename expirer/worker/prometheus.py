@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import redis
@@ -92,10 +92,11 @@ def metrics_route(collector: Collector) -> Route:
     registry = CollectorRegistry()
     registry.register(collector)
     ProcessCollector(registry=registry)
+    in_openmetrics: Callable[[CollectorRegistry], bytes] = exposition.generate_latest
 
     def answer(request: Request) -> Answer:
         if "application/openmetrics-text" in request.headers.get("accept", ""):
-            return Answer(exposition.generate_latest(registry), content_type=exposition.CONTENT_TYPE_LATEST)
+            return Answer(in_openmetrics(registry), content_type=exposition.CONTENT_TYPE_LATEST)
         return Answer(generate_latest(registry), content_type=_PLAIN)
 
     return answer
