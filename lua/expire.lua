@@ -45,7 +45,7 @@
 --   ARGV[22]  active              status word
 --   ARGV[23]  expired             status word
 --   ARGV[24]  ticks               channel that tells the other workers of this tick: `<token> <number> <first
---                                 ExpiresAt in the index, Unix ms, or nothing> <worker>`
+--                                 ExpiresAt in the index, Unix ms, or nothing> <overdue> <worker>`
 --   ARGV[25]  about               what the worker says of itself
 --   ARGV[26]  token               random letters and digits; stored if the inventory has no token yet
 --   ARGV[27]  saved_ms            the rate may save up what it allows in this time, ms
@@ -500,6 +500,6 @@ elseif overdue == 0 and quarantine_size > 0 then
 end
 
 if mark ~= '' and batch > 0 and held == '' then
-  pcall('PUBLISH', ticks, mark .. ' ' .. head .. ' ' .. worker)
+  pcall('PUBLISH', ticks, mark .. ' ' .. head .. ' ' .. text(overdue) .. ' ' .. worker)
 end
 return reply()

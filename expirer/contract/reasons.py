@@ -9,19 +9,19 @@ from expirer.contract.numbers import integer
 from expirer.contract.text import decode
 
 ADVICE = {
-    "reservation_missing": "a writer died half way, or the prefix is wrong; find its units, then release or drop it",
+    "reservation_missing": "a writer died half way, or the prefix is wrong; find its units, release --force or drop it",
     "reservation_wrong_type": "its key is no hash: check EXPIRER_RESERVATION_PREFIX",
-    "status_unknown": "name the word in EXPIRER_STATUS_ENDED, or mend the status; then requeue",
+    "status_unknown": "name the word in EXPIRER_STATUS_ENDED, or fix the status; then requeue",
     "unit_mismatch": "check EXPIRER_SCORE_UNIT; then requeue",
-    "expires_at_invalid": "mend the field, or set EXPIRER_FIELD_EXPIRES_AT= ; then requeue",
+    "expires_at_invalid": "fix the field, or set EXPIRER_FIELD_EXPIRES_AT= ; then requeue",
     "product_id_missing": "check EXPIRER_FIELD_PRODUCT_ID; then requeue, or release with --product",
-    "quantity_invalid": "mend the quantity, then requeue; or release what it holds",
+    "quantity_invalid": "fix the quantity, then requeue; or release its units",
     "stock_missing": "restore the product, or check EXPIRER_STOCK_PREFIX; then requeue",
     "stock_wrong_type": "check EXPIRER_STOCK_PREFIX; then requeue",
-    "available_invalid": "mend the counter; then requeue",
+    "available_invalid": "fix the counter; then requeue",
     "reserved_invalid": "recount with expirer audit --repair; then requeue",
     "reserved_too_small": "recount with expirer audit --repair; then requeue",
-    "available_overflow": "mend the counter; then requeue",
+    "available_overflow": "fix the counter; then requeue",
     "key_forbidden": "its key is outside the key patterns of the user: fix the entry or the patterns; then requeue",
 }
 """Reason -> what to do."""
