@@ -291,7 +291,7 @@ class TestCompany:
         paused = expire(inventory.client, worker="bob", batch=0).mark
 
         assert ([b"ofbob 1", b"ofbob 2"], b"ofbob 3") == (marks, paused)
-        assert [b"ofbob 1 %d bob" % (NOW + 70_000), b"ofbob 2 %d ann" % (NOW + 70_000)] == self.heard(channel)
+        assert [b"ofbob 1 %d 0 bob" % (NOW + 70_000), b"ofbob 2 %d 0 ann" % (NOW + 70_000)] == self.heard(channel)
         inventory.assert_conserved({"mug": 10})
 
     def test_a_message_has_what_the_call_left(self, inventory: Inventory, channel: Any) -> None:  # noqa: ANN401
@@ -303,8 +303,8 @@ class TestCompany:
         inventory.client.zadd(inventory.keys.index, {"gone": NOW - 5})
         expire(inventory.client)
 
-        heads = [message.split(b" ")[2] for message in self.heard(channel)]
-        assert [b"%d" % (NOW - 1000), b"", b"%d" % (NOW + 1000)] == heads
+        told = [tuple(message.split(b" ")[2:4]) for message in self.heard(channel)]
+        assert [(b"%d" % (NOW - 1000), b"1"), (b"", b"0"), (b"%d" % (NOW + 1000), b"0")] == told
 
     def test_what_stops_a_worker_is_not_told(self, inventory: Inventory, channel: Any) -> None:  # noqa: ANN401
         """A brake, a rate, a disbelieved clock and a dry run are one worker's own: no message speaks of them."""
