@@ -224,4 +224,4 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(sys.modules, "jinja2", None)
 
     assert 2 == cli.main(["web"])
-    assert "expirer: expirer web needs jinja2: pip install 'expirer[http]'\n" == capsys.readouterr().err
+    assert "expirer: jinja2 is not installed: pip install 'expirer[http]'\n" == capsys.readouterr().err
