@@ -165,7 +165,9 @@ def inventory(client: redis.Redis) -> Inventory:
 
 
 class _QuietTracking:
-    """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
+    """Nobody writes; fakeredis has no CLIENT TRACKING."""
+
+    has_many = False
 
     def __init__(self, *_: object) -> None:
         pass
@@ -173,7 +175,7 @@ class _QuietTracking:
     def written(self) -> set[bytes]:
         return set()
 
-    def hears(self, _connection: object) -> bool:
+    def covers(self, _connection: object) -> bool:
         return True
 
     def close(self) -> None:

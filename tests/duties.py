@@ -118,7 +118,7 @@ def flies_a_canary(desk: Desk) -> list[str]:
 @contextmanager
 def living_worker(desk: Desk) -> Iterator[None]:
     """Run a worker with every right."""
-    worker = Worker(desk.server.client(), Settings(), Log().logger())
+    worker = Worker(Servers.of(desk.server.client(), Settings()).shards[0], Log().logger())
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -180,7 +180,7 @@ def gives_way(desk: Desk) -> list[str]:
 def _ticks(desk: Desk, **settings: Any) -> list[str]:  # noqa: ANN401  # any setting
     log = Log()
     with connect(desk.settings) as client:
-        Worker(client, desk.settings.model_copy(update=settings), log.logger()).run_once()
+        Worker(Servers.of(client, desk.settings.model_copy(update=settings)).shards[0], log.logger()).run_once()
     return [entry["message"] for entry in log.of("processing_error")]
 
 

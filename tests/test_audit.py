@@ -254,7 +254,7 @@ def test_an_entry_without_a_reservation_is_mentioned(shop: Inventory, operate: O
     code, out, _ = operate("audit")
 
     assert (code, shop.quarantine()) == (0, {"lost:mug": "reservation_missing"})
-    assert "remark: 1 in quarantine have no reservation: their units are not counted as held\n" in out
+    assert "remark: 1 in quarantine have no reservation: their units are not counted as held; drop them\n" in out
     shop.assert_conserved({"mug": 10})
 
 
@@ -294,7 +294,7 @@ def test_the_index_of_a_leaked_hold_comes_from_reserved_at(shop: Inventory, oper
 
 
 def test_a_leaked_hold_that_cannot_expire_is_quarantined(shop: Inventory, operate: Operate) -> None:
-    """A leaked reservation without a quantity goes to quarantine; its product's counters are not compared, so it exits 1."""
+    """A leaked reservation without a quantity goes to quarantine; its product is not compared, so the audit exits 1."""
     shop.client.zrem(shop.keys.index, "o1:mug")
     shop.client.hset(RESERVATION, "quantity", "two")
 

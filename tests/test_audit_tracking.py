@@ -190,7 +190,7 @@ def test_what_is_kept_of_writes_is_bounded(shop: Inventory, monkeypatch: pytest.
     with closing(InventoryScan(servers)) as scan:
         for _ in range(500):
             shop.client.hset(shop.keys.reservation_prefix + "o1:tee", "seen", 1)
-            scan.changed()
+            list(scan.changed())
 
         assert len(scan._known[0, b"tee"]) <= 500 + len(b"....o1:tee")
         assert set(scan.known(0, b"tee")) == {b"o1:tee"}
@@ -326,3 +326,19 @@ def test_a_product_that_never_rests_is_not_compared(
     assert code == 1
     assert "remark: mug: not compared, it was written all the time\n0 found (" in out
     assert ", products: 1, not compared: 1, " in out
+
+
+def test_a_repair_does_what_was_agreed(shop: Inventory, operate: Operate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the plan of a repair has changed since a person agreed to it, it is not done."""
+
+    def agree(_question: str) -> bool:
+        shop.client.hset(shop.keys.reservation_prefix + "o1:mug", "expires_at", FUTURE + 1)
+        shop.client.hset(shop.keys.stock_prefix + "tee", "reserved", 1)
+        return True
+
+    monkeypatch.setattr(audit_module, "confirms", agree)
+    code, out, _ = operate("audit", "--repair")
+
+    assert (code, out.splitlines()[-1]) == (1, "1 changed meanwhile, 1 repaired meanwhile, 1 left as they are")
+    assert shop.client.zscore(shop.keys.index, "o1:mug") is None
+    shop.assert_conserved({"mug": 10, "tee": 10})

@@ -182,7 +182,7 @@ class Lateness(RuleBasedStateMachine):
         """What is still there has time, and what has expired came in time."""
         if not self.server.connected:
             return
-        left = {id_.decode() for id_ in self.client.zrange(self.shop.keys.index, 0, -1)}
+        left = {id_.decode() for id_ in self.shop.index()}
         late = {
             id_: self.now_ms - by
             for id_, by in self.deadlines.items()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import Any
 
 import fakeredis
 import pytest
@@ -429,7 +430,7 @@ def test_a_tick_is_published_to_the_others(client: redis.Redis, inventory: Inven
     second.tick()
 
     [message] = [message["data"] for _ in range(9) if (message := channel.get_message(timeout=0.05))]
-    token = inventory.client.hget(inventory.keys.stats, "token")
+    token: Any = inventory.client.hget(inventory.keys.stats, "token")
     assert message == b"%s 1 %d 0 %s" % (token, NOW + 2000, second.id.encode())
     inventory.assert_conserved({"mug": 10})
 

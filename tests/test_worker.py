@@ -240,7 +240,7 @@ def test_a_bug_is_logged_with_its_traceback(worker: Worker, log: Log) -> None:
     def fail(_may_go_on: object) -> Iterator[Batch]:
         raise LookupError("surprise")
 
-    worker._expiry.drain = fail  # type: ignore[method-assign]
+    worker._expiry.drain = fail  # type: ignore[assignment, method-assign]
 
     assert Tick(errors=1) == worker.tick()
     (entry,) = log.of("processing_error")

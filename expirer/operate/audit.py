@@ -6,10 +6,10 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from typing import Any, NoReturn, TypeVar
 
 from redis.exceptions import WatchError
@@ -95,16 +95,17 @@ class _Audit:
 
     def findings(self) -> Iterator[Finding]:
         """Yield what is wrong, each read again after it was suspected: first reservations, then counters."""
-        for finding in chain(self._of_reservations(), self._of_products()):
-            self.found += 1
-            yield finding
+        for find in (self._of_reservations, self._of_products):
+            for finding in find():
+                self.found += 1
+                yield finding
 
     def repair(self, plans: list[Finding]) -> Counter[str]:
         """Repair what was found and still is wrong, each in one transaction; return how many were."""
         done: Counter[str] = Counter()
         for finding in tqdm(plans, "repairing", unit="", disable=None, leave=False):
             step = partial(self._repair_reservation, finding)
-            if finding.is_of_product:
+            if finding.id_name == "product_id":
                 step = partial(self._repair_counters, finding, Recount(self._scan, finding.shard, finding.id))
             done[_attempts(step, self._log_conflict) or "given up"] += 1
         return done
@@ -136,7 +137,8 @@ class _Audit:
         for (_, product_id), why in self._unsettled.items():
             yield f"{decode(product_id)}: not compared, {why}"
         if self._without_record:
-            yield f"{self._without_record:,} in quarantine have no reservation: their units are not counted as held"
+            what = "in quarantine have no reservation: their units are not counted as held"
+            yield f"{self._without_record:,} {what}; drop them"
 
     def _of_reservations(self) -> Iterator[Finding]:
         suspects: dict[tuple[int, bytes], None] = {}
@@ -146,32 +148,30 @@ class _Audit:
                 self._without_record += is_without_record(row)
                 if judge(self._scan.shards[number], row, now):
                     suspects[number, row.id] = None
-        if suspects:
-            time.sleep(_SETTLE_S)
-        for number, id_ in suspects:
-            yield from self._judge(self._scan.shards[number], id_)
-
-    def _judge(self, shard: Shard, id_: bytes) -> list[Finding]:
-        (row,) = self._scan.examine(shard.number, [id_])
-        return judge(shard, row, shard.now())
+        return chain.from_iterable(starmap(self._judge, self._settled(suspects)))
 
     def _of_products(self) -> Iterator[Finding]:
-        suspects = []
+        suspects: dict[tuple[int, bytes], None] = {}
         with self._bar("products") as bar:
             for number, product_id in self._scan.products(partial(self._on_keys, bar)):
                 self._products += 1
-                if self._judge_counters(self._scan.shards[number], product_id):
-                    suspects.append((self._scan.shards[number], product_id))
+                if self._judge_counters(number, product_id):
+                    suspects[number, product_id] = None
+        return filter(None, starmap(self._judge_counters, self._settled(suspects)))
+
+    def _settled(self, suspects: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, bytes]]:
         if suspects:
             time.sleep(_SETTLE_S)
-        for shard, product_id in suspects:
-            finding = self._judge_counters(shard, product_id)
-            if finding:
-                yield finding
+        return suspects
 
-    def _judge_counters(self, shard: Shard, product_id: bytes) -> Finding | None:
-        count = self._count(shard, product_id)
-        return judge_counters(shard, product_id, count) if count else None
+    def _judge(self, number: int, id_: bytes) -> list[Finding]:
+        shard = self._scan.shards[number]
+        (row,) = self._scan.examine(number, [id_])
+        return judge(shard, row, shard.now())
+
+    def _judge_counters(self, number: int, product_id: bytes) -> Finding | None:
+        count = self._count(self._scan.shards[number], product_id)
+        return judge_counters(self._scan.shards[number], product_id, count) if count else None
 
     def _count(self, shard: Shard, product_id: bytes) -> Count | None:
         """Count a product; if that cannot be done, keep why."""
@@ -195,17 +195,16 @@ class _Audit:
         with shard.client.pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(reservation, keys.quarantine)
-            found = [current for current in self._judge(shard, finding.id) if current.kind == finding.kind]
-            if not found:
-                return "repaired meanwhile"
+            current = [found for found in self._judge(shard.number, finding.id) if found.kind == finding.kind]
+            if not current or current[0].plan != finding.plan:
+                return "changed meanwhile" if current else "repaired meanwhile"
             pipe.multi()
-            for name, key, *values in found[0].commands:
+            for name, key, *values in current[0].commands:
                 pipe.execute_command(name, reservation if key == "reservation" else getattr(keys, str(key)), *values)
-            pipe.xadd(*self._record(found[0], reservation_id=finding.id))
+            pipe.xadd(*self._record(finding))
             pipe.publish(keys.wake, "1")
             pipe.execute()
-        plan = {"reservation_id": decode(finding.id), "plan": found[0].plan}
-        self._log.warning("reservation_repaired", kind=finding.kind, **plan, shard=shard.number, by=self._by)
+        self._log_repair("reservation_repaired", finding)
         return "repaired"
 
     def _repair_counters(self, finding: Finding, recount: Recount) -> str:
@@ -214,28 +213,23 @@ class _Audit:
                 current = judge_counters(finding.shard, finding.id, count)
                 if current and current.counters:
                     pipe.hset(recount.key, mapping=current.counters)
-                    pipe.xadd(*self._record(current, product_id=finding.id))
+                    pipe.xadd(*self._record(current))
         except TrackingLostError as error:
             self._log.warning("counters_not_repaired", product_id=decode(finding.id), error=str(error))
             return "not counted again"
         if current is None or not current.counters:
             return "repaired meanwhile" if current is None else "beyond repair"
-        self._log.warning(
-            "counters_repaired",
-            kind=current.kind,
-            product_id=decode(finding.id),
-            available_was=count.available,
-            reserved_was=count.reserved,
-            reserved=count.held,
-            shard=finding.shard.number,
-            by=self._by,
-        )
+        self._log_repair("counters_repaired", current)
         return "repaired"
 
-    def _record(self, finding: Finding, **of: bytes) -> tuple[Any, ...]:
-        fields = {"operation": "repair", "by": self._by, "kind": finding.kind, **of}
+    def _record(self, finding: Finding) -> tuple[Any, ...]:
+        fields = {"operation": "repair", "by": self._by, "kind": finding.kind, finding.id_name: finding.id}
         fields |= {"detail": finding.detail, "plan": finding.plan}
         return finding.shard.keys.operations, fields, "*", _OPERATIONS
+
+    def _log_repair(self, event: str, finding: Finding) -> None:
+        what = {"shard": finding.shard.number, "kind": finding.kind, finding.id_name: decode(finding.id)}
+        self._log.warning(event, **what, detail=finding.detail, plan=finding.plan, by=self._by)
 
     def _log_conflict(self) -> None:
         self._log.warning("concurrency_conflict", error="somebody else wrote meanwhile; nothing was done")
@@ -261,7 +255,6 @@ def _attempts(step: Callable[[], _Result], on_conflict: Callable[[], object] = l
 
 def _line(finding: Finding, *, as_json: bool = False) -> str:
     if as_json:
-        name = "product_id" if finding.is_of_product else "reservation_id"
-        what = {"shard": finding.shard.number, "kind": finding.kind, name: decode(finding.id)}
+        what = {"shard": finding.shard.number, "kind": finding.kind, finding.id_name: decode(finding.id)}
         return json.dumps({**what, "detail": finding.detail, "plan": finding.plan or None})
     return f"{finding.kind}  {printable(decode(finding.id))}: {finding.detail}"

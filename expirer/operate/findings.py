@@ -33,7 +33,6 @@ class Finding:
 
     shard: Shard
     id: bytes
-    """Of the reservation; of the product if the kind is about counters."""
     kind: str
     detail: str
     plan: str = ""
@@ -44,9 +43,9 @@ class Finding:
     """They repair the counters of a product."""
 
     @property
-    def is_of_product(self) -> bool:
-        """Whether it is about the counters of a product."""
-        return self.kind.partition("_")[0] in ("available", "reserved", "stock")
+    def id_name(self) -> str:
+        """What the id is of: `product_id` if the kind is about counters, else `reservation_id`."""
+        return "product_id" if self.kind.startswith(("available_", "reserved_", "stock_")) else "reservation_id"
 
 
 def judge(shard: Shard, row: Row, now: int) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,15 +115,13 @@ class InventoryScan:
     def _walk(self, on_keys: Callable[[int], object]) -> Iterator[tuple[int, Row]]:
         if all(self._prefixes):
             for keys in self._scan(self._prefixes, on_keys):
-                yield from self._counted(_located(keys, self._prefixes))
+                yield from self._read(_located(keys, self._prefixes), is_counted=True)
         for shard, prefix in zip(self.shards, self._prefixes, strict=True):
             entries: Any = shard.client.zscan_iter(shard.keys.index, count=_COUNT)
             for ids in sliced((id_ for id_, _ in entries), _SLICE):
                 names: list[Any] = [prefix + id_ for id_ in ids]
-                if not prefix:
-                    yield from self._counted((shard.number, id_) for id_ in ids)
-                elif _paced(partial(shard.client.exists, *names)) < len(ids):
-                    yield from self._read((shard.number, id_) for id_ in ids)
+                if not prefix or _paced(partial(shard.client.exists, *names)) < len(ids):
+                    yield from self._read(((shard.number, id_) for id_ in ids), is_counted=not prefix)
                 on_keys(0)
         for shard in self.shards:
             quarantined: Any = shard.client.hscan_iter(shard.keys.quarantine, count=_COUNT)
@@ -131,21 +129,21 @@ class InventoryScan:
                 yield from self._read((shard.number, id_) for id_ in ids)
                 on_keys(0)
 
-    def changed(self) -> list[tuple[int, Row]]:
-        """Return (shard, row) for every reservation written since the last call.
+    def changed(self) -> Iterator[tuple[int, Row]]:
+        """Ask what was written since the last call; yield (shard, row) for every such reservation as it is now.
 
         Raises:
             TrackingLostError: that is not known any more.
 
         """
         written = [key for tracking in self._trackings for key in tracking.written()]
-        return list(self._read(_located(written, self._prefixes), is_urgent=True))
+        return self._read(_located(written, self._prefixes), is_urgent=True)
 
     def follow(self) -> None:
         """Read what was written meanwhile, if that is much; `changed` raises the error if tracking was lost."""
         with suppress(TrackingLostError):
             if any(tracking.has_many for tracking in self._trackings):
-                self.changed()
+                deque(self.changed(), maxlen=0)
 
     def examine(self, number: int, ids: Iterable[bytes], *, is_urgent: bool = False) -> Iterator[Row]:
         """Yield the rows of some reservations of one shard as they are now."""
@@ -186,19 +184,17 @@ class InventoryScan:
                 if not is_other and (number, product_id) not in seen:
                     yield number, product_id
 
-    def _counted(self, places: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Row]]:
-        for number, row in self._read(places):
-            self.reservations += row.status == self._settings.status_active
-            yield number, row
-
-    def _read(self, places: Iterable[tuple[int, bytes]], *, is_urgent: bool = False) -> Iterator[tuple[int, Row]]:
+    def _read(
+        self, places: Iterable[tuple[int, bytes]], *, is_counted: bool = False, is_urgent: bool = False
+    ) -> Iterator[tuple[int, Row]]:
         by_shard: defaultdict[int, list[bytes]] = defaultdict(list)
         for number, id_ in places:
             by_shard[number].append(id_)
         for number, ids in by_shard.items():
             for row in self.examine(number, ids, is_urgent=is_urgent):
-                is_wanted = bool(row.product_id) and self._product_id in (None, row.product_id)
-                if is_wanted and row.status == self._settings.status_active:
+                is_active = row.status == self._settings.status_active
+                self.reservations += is_counted and is_active
+                if is_active and row.product_id and self._product_id in (None, row.product_id):
                     self._remember((number, row.product_id), row.id)
                 yield number, row
 
@@ -239,11 +235,11 @@ def _located(keys: Iterable[bytes], prefixes: list[bytes]) -> Iterator[tuple[int
 
 def scan(client: Redis, pattern: bytes, on_keys: Callable[[int], object]) -> Iterator[list[bytes]]:
     """Yield the names of keys in small slices, maybe some twice; see `InventoryScan.walk` for `on_keys`."""
-    cursor, keys = None, list[Any]()
-    while cursor != 0:
-        cursor, keys = _paced(partial(client.scan, cursor or 0, match=pattern, count=_COUNT))
+    reply: Any = (None, [])
+    while reply[0] != 0:
+        reply = _paced(partial(client.scan, reply[0] or 0, match=pattern, count=_COUNT))
         on_keys(_COUNT)
-        yield keys
+        yield reply[1]
 
 
 def literal(text: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -80,8 +80,8 @@ class Places:
 
     def is_anything_misplaced(self) -> bool:
         """Say whether anything is to be moved; raise ReshardError if nothing would report who still writes."""
-        with closing(self._tracked_scan()) as inventory, self._bar("reading", 2) as bar:
-            return next(self._misplaced(inventory, bar.update), None) is not None
+        with closing(self._misplaced(is_at_rest=False)) as misplaced:
+            return next(misplaced, None) is not None
 
     def find(self) -> dict[tuple[int, bytes], Ids]:
         """Return (shard, product id) -> its reservations, of all that is not where it will be; no product: b"".
@@ -91,25 +91,33 @@ class Places:
 
         """
         found: defaultdict[tuple[int, bytes], Ids] = defaultdict(Ids)
-        with closing(self._tracked_scan()) as inventory, self._bar("reading", 2) as bar:
-            for number, product_id, row in self._misplaced(inventory, bar.update):
-                ids = found[number, product_id]
-                if row is not None:
-                    pack(ids.placed if product_id and self._is_placed(row) else ids.ended, row.id)
-            written = [row.id for _, row in inventory.changed() if not _is_gone(row)]
-        if written:
-            raise ReshardError(f"{printable(decode(written[0]))} was written just now: stop the checkouts first")
+        for number, product_id, row in self._misplaced(is_at_rest=True):
+            ids = found[number, product_id]
+            if row is not None:
+                pack(ids.placed if product_id and self._is_placed(row) else ids.ended, row.id)
         return dict(found)
 
-    def _misplaced(
-        self, inventory: InventoryScan, progress: Callable[[int], object]
-    ) -> Iterator[tuple[int, bytes, Row | None]]:
-        for number, row in inventory.walk(progress):
-            if not _is_gone(row) and not self._stays(number, row.product_id):
-                yield number, row.product_id, row
-        for number, product_id in inventory.products(progress):
-            if not self._stays(number, product_id):
-                yield number, product_id, None
+    def _misplaced(self, *, is_at_rest: bool) -> Generator[tuple[int, bytes, Row | None]]:
+        """Yield (shard, product id, reservation, or None for its stock); at rest: raise if a reservation is written."""
+
+        def on_keys(count: int) -> None:
+            bar.update(count)
+            if not is_at_rest:
+                return inventory.follow()
+            for _, row in inventory.changed():
+                if not _is_gone(row):
+                    name = printable(decode(row.id))
+                    raise ReshardError(f"{name} was written just now: stop the checkouts first")
+            return None
+
+        with closing(self._tracked_scan()) as inventory, self._bar("reading", 2) as bar:
+            for number, row in inventory.walk(on_keys):
+                if not _is_gone(row) and not self._stays(number, row.product_id):
+                    yield number, row.product_id, row
+            for number, product_id in inventory.products(on_keys):
+                if not self._stays(number, product_id):
+                    yield number, product_id, None
+            on_keys(0)
 
     def _tracked_scan(self) -> InventoryScan:
         inventory = InventoryScan(self._servers)

@@ -30,26 +30,3 @@ def error_line(error: Exception, settings: Settings) -> str:
     """Return where Redis is, and what an error says."""
     where, text = location(settings), describe(error, settings)
     return printable(text if text.startswith(where) else f"{where}: {text}")
-
-
-# Until every command uses its Shard.
-redis_or_say = reporting_errors
-LATE_TICK_MS = 5000
-
-
-def server_now(client, settings):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, client, settings).now()  # type: ignore
-
-
-def count_overdue(client, settings, keys, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, keys, client, settings).count_overdue(now)
-
-
-def is_live(settings, last_tick, now):  # type: ignore  # noqa
-    from expirer.contract.shard import Shard
-
-    return Shard(0, None, None, settings).is_live(last_tick, now)  # type: ignore

@@ -20,7 +20,7 @@ from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-import expirer
+from expirer.version import __version__
 from expirer.worker.http import Answer, Request, Route
 from expirer.worker.metrics import Histogram, ShardMetrics
 from expirer.worker.wake import WakeListener
@@ -32,7 +32,7 @@ class WorkerCollector(Collector):
     """The figures of a process that runs workers."""
 
     def __init__(self, id_: str, shards: Sequence[ShardMetrics], listener: WakeListener) -> None:
-        versions = {"version": expirer.__version__, "python": platform.python_version(), "redis_py": redis.__version__}
+        versions = {"version": __version__, "python": platform.python_version(), "redis_py": redis.__version__}
         self._info = {**versions, "worker": id_}
         self._shards = shards
         self._listener = listener
