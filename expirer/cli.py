@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options["is_embedded"] = not {"redis_url", "redis_sentinels"} & flags.keys()
     try:
         return resolve(function)(load(flags), **options)
+    except ModuleNotFoundError as error:
+        _complain(f"{error.name} is not installed: pip install 'expirer[http]'")
+        return 2
     except ConfigurationError as error:
         for problem in error.problems:
             _complain(problem)

@@ -80,6 +80,13 @@ SECTIONS: dict[str, dict[str, Command]] = {
             {"--dry-run": _instead("operate.pause:preview", "show what the next batch would do; write nothing")},
             settings=_ALL,
         ),
+        "web": Command(
+            "web.server:serve",
+            "Serve a page and the inventory's metrics, read from Redis (one per inventory)",
+            "Listens on port 9878 unless EXPIRER_HTTP_PORT says otherwise. Runs until SIGTERM, SIGINT or SIGHUP.",
+            "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer web --http-port 9878",
+            settings=_ALL,
+        ),
         "demo": Command(
             "demo:run",
             "Watch a small simulated shop for about 15 seconds",
@@ -215,6 +222,11 @@ SECTIONS: dict[str, dict[str, Command]] = {
                 "reservation_id": _ID,
                 "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
                 "--product": {**_PRODUCT, "help": "the product, if the reservation does not name it"},
+                "--force": {
+                    "dest": "is_forced",
+                    "action": "store_true",
+                    "help": "even if there never was such a reservation (reservation_missing)",
+                },
             },
         ),
         "quarantine drop": Command(

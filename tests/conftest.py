@@ -164,8 +164,10 @@ def inventory(client: redis.Redis) -> Inventory:
     return Inventory(client)
 
 
-class _QuietFeed:
-    """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
+class _QuietTracking:
+    """Nobody writes; fakeredis has no CLIENT TRACKING."""
+
+    has_many = False
 
     def __init__(self, *_: object) -> None:
         pass
@@ -173,7 +175,7 @@ class _QuietFeed:
     def written(self) -> set[bytes]:
         return set()
 
-    def hears(self, _connection: object) -> bool:
+    def covers(self, _connection: object) -> bool:
         return True
 
     def close(self) -> None:
@@ -188,7 +190,7 @@ def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
     monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
-        monkeypatch.setattr("expirer.operate.inventory_scan.Feed", _QuietFeed)
+        monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", _QuietTracking)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)
@@ -263,26 +265,27 @@ def worker(make_worker: MakeWorker) -> Worker:
 
 
 @pytest.fixture
-def liar() -> Iterator[Callable[[bytes], int]]:
-    """Return a function that serves the same answer to whoever connects, and returns the port."""
+def fake_reply() -> Iterator[Callable[..., int]]:
+    """Return a function that serves the same replies, one for each request, to every client; it returns the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    answers: list[bytes] = []
+    replies: list[bytes] = []
 
     def serve() -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):
-                    connection.recv(100)
-                    connection.sendall(answers[0])
+                    for reply in replies:
+                        connection.recv(1000)
+                        connection.sendall(reply)
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(1000):
                         pass
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
 
-    def start(answer: bytes) -> int:
-        answers.append(answer)
+    def start(*given: bytes) -> int:
+        replies.extend(given)
         thread.start()
         port: int = listener.getsockname()[1]
         return port

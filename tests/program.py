@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -49,13 +50,13 @@ def variables(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 class Program:
-    """`expirer run` against a URL, killed when the block ends; its log is read as it comes."""
+    """`expirer run`, or another command, against a URL, killed when the block ends; its log is read as it comes."""
 
-    def __init__(self, url: str, *flags: str, **settings: object) -> None:
+    def __init__(self, url: str, *flags: str, command: str = "run", **settings: object) -> None:
         # What coverage measures subprocesses by stays in the environment.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "expirer", "run", *flags],
+            [sys.executable, "-m", "expirer", command, *flags],
             env={**environment, **variables({"redis_url": url, **settings})},
             stderr=subprocess.PIPE,
             text=True,
@@ -93,6 +94,10 @@ class Program:
             self._has_changed.wait_for(lambda: len(entries) >= count or self._is_over, DEADLINE_S)
             assert len(entries) >= count, f"no {event} in {self.lines[-20:]}"
             return entries[count - 1]
+
+    def limit_files(self, count: int) -> None:
+        """Let it have no more open files than these from now on."""
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (count, 4096))
 
     def signal(self, number: Signals) -> None:
         """Send a signal."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
@@ -17,10 +16,8 @@ from redis.cluster import RedisCluster
 from expirer import Reservations, cli
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys, shard_of
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from tests.beds import hung, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
@@ -28,6 +25,7 @@ from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
+from tests.workers import Workers
 
 SHARDS = 6
 README = (ROOT / "README.md").read_text()
@@ -46,29 +44,16 @@ def shops_of(client: Any, shards: int = SHARDS) -> list[Inventory]:  # noqa: ANN
     return [Inventory(client, ShardKeys.of("inventory", number, shards)) for number in range(shards)]
 
 
-def crew_of(bed: Cluster, log: Log, **settings: Any) -> Crew:  # noqa: ANN401  # settings
-    """Build the crew that the program would run."""
-    chosen = Settings(**{**bed.settings, "shards": SHARDS, **settings})
-    return Crew(connect_all(chosen), chosen, log.logger())
+def workers_of(topology: Cluster, log: Log, **settings: Any) -> Workers:  # noqa: ANN401  # settings
+    """Build the workers that the program would run."""
+    return Workers(log, **{**topology.settings, "shards": SHARDS, **settings})
 
 
-@contextmanager
-def running(crew: Crew) -> Iterator[None]:
-    """Run a crew in a thread until the block ends."""
-    thread = threading.Thread(target=crew.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        crew.stop()
-        thread.join()
-
-
-def by_primary(bed: Cluster, shards: int = SHARDS) -> dict[RedisServer, list[int]]:
+def by_primary(topology: Cluster, shards: int = SHARDS) -> dict[RedisServer, list[int]]:
     """Return which shards each primary serves."""
     served: dict[RedisServer, list[int]] = {}
     for number in range(shards):
-        served.setdefault(bed.primary_of(ShardKeys.of("inventory", number, shards).control), []).append(number)
+        served.setdefault(topology.primary_of(ShardKeys.of("inventory", number, shards).control), []).append(number)
     return served
 
 
@@ -78,7 +63,7 @@ def test_all_shards_are_swept(cluster: Cluster, client: RedisCluster, log: Log) 
     for backlog in backlogs:
         backlog.add(25)
 
-    tick = crew_of(cluster, log, batch_size=10).run_once()
+    tick = workers_of(cluster, log, batch_size=10).tick()
 
     assert len(by_primary(cluster)) == 3
     assert (25 * SHARDS, 0) == (tick.expired, tick.errors), log.entries
@@ -86,7 +71,7 @@ def test_all_shards_are_swept(cluster: Cluster, client: RedisCluster, log: Log) 
         backlog.assert_expired_once()
 
 
-def test_a_checkout_and_a_crew_agree(cluster: Cluster, client: RedisCluster, log: Log) -> None:
+def test_a_checkout_and_its_workers_agree(cluster: Cluster, client: RedisCluster, log: Log) -> None:
     """Reservations made, confirmed, released and extended through a RedisCluster client are conserved and expire."""
     shops = shops_of(client)
     products = {f"product-{number}": shops[shard_of(f"product-{number}", SHARDS)] for number in range(12)}
@@ -103,9 +88,9 @@ def test_a_checkout_and_a_crew_agree(cluster: Cluster, client: RedisCluster, log
         reservations.extend("o4", product_id, timedelta(minutes=9))
 
     expired = 0
-    crew = crew_of(cluster, log)
+    workers = workers_of(cluster, log)
     while expired < len(products):
-        expired += crew.run_once().expired
+        expired += workers.tick().expired
 
     assert {(8, 1)} == {shop.counters(product_id) for product_id, shop in products.items()}
     for product_id, shop in products.items():
@@ -117,7 +102,7 @@ def test_a_message_wakes_its_shard(cluster: Cluster, client: RedisCluster, log: 
     shop = shops_of(client)[shard_of("mug", SHARDS)]
     shop.stock("mug", 10)
 
-    with running(crew_of(cluster, log, interval="10m")):
+    with workers_of(cluster, log, interval="10m").running():
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
         wait_until(lambda: listeners(cluster, shop.keys.wake))
         Reservations(client, shards=SHARDS).reserve("o1", "mug", 2, timedelta(milliseconds=30))
@@ -127,41 +112,9 @@ def test_a_message_wakes_its_shard(cluster: Cluster, client: RedisCluster, log: 
     assert (10, 0) == shop.counters("mug")
 
 
-def listeners(bed: Cluster, channel: str) -> int:
+def listeners(topology: Cluster, channel: str) -> int:
     """Count who listens on a channel, on whichever node."""
-    return sum(node.client().pubsub_numsub(channel)[0][1] for node in bed.nodes)
-
-
-def test_one_log_line_starts_and_stops_a_crew(cluster: Cluster, client: RedisCluster, log: Log) -> None:
-    """However many threads work, the start is told of once and the end once, with the sum of what all did."""
-    for shop in shops_of(client):
-        shop.stock("mug", 0, 2)
-        for _ in range(2):
-            shop.hold("mug", 1, 1000)
-    crew = crew_of(cluster, log)
-
-    with running(crew):
-        wait_until(lambda: len(log.of("reservation_expired")) == 2 * SHARDS)
-
-    assert [SHARDS] == [entry["shards"] for entry in log.of("job_started")]
-    assert [2 * SHARDS] == [entry["expired"] for entry in log.of("job_stopped")]
-    assert {crew.id} == {entry["worker"] for entry in log.entries}
-    workers = [client.zrange(shop.keys.workers, 0, -1) for shop in shops_of(client)]
-    assert [[crew.id.encode()]] * SHARDS == workers
-
-
-def test_a_bug_in_one_thread_ends_the_crew(cluster: Cluster, client: RedisCluster, log: Log) -> None:
-    """A thread that dies takes the process with it, for its supervisor to see: none goes on with a shard unserved."""
-    crew = crew_of(cluster, log)
-
-    def fail() -> None:
-        raise LookupError("surprise")
-
-    crew._workers[1]._sleep = fail  # type: ignore[method-assign]
-
-    with pytest.raises(LookupError):
-        crew.run()
-    assert client.zcard(shops_of(client)[0].keys.workers) == 1
+    return sum(node.client().pubsub_numsub(channel)[0][1] for node in topology.nodes)
 
 
 def test_a_node_that_is_addressed_alone_says_what_it_is(
@@ -181,16 +134,14 @@ def test_one_start_node_that_lives_is_enough(cluster: Cluster, log: Log) -> None
     """Of several start nodes those that are not there are passed over."""
     living = cluster.nodes[4].port
 
-    tick = crew_of(cluster, log, redis_url=f"redis://127.0.0.1:{free_port()},127.0.0.1:{living}/0").run_once()
+    tick = workers_of(cluster, log, redis_url=f"redis://127.0.0.1:{free_port()},127.0.0.1:{living}/0").tick()
 
     assert Tick() == tick, log.entries
 
 
 def test_no_start_node_is_an_error_of_the_tick(log: Log) -> None:
     """Where no node answers each is named, and the worker waits like for any server."""
-    settings = Settings(redis_cluster=True, redis_url="redis://127.0.0.1:1,127.0.0.1:2", shards=2)
-
-    tick = Crew(connect_all(settings), settings, log.logger()).run_once()
+    tick = Workers(log, redis_cluster=True, redis_url="redis://127.0.0.1:1,127.0.0.1:2", shards=2).tick()
 
     message = log.of("processing_error")[0]["message"]
     assert 2 == tick.errors
@@ -202,15 +153,15 @@ def test_a_hung_primary_delays_no_other(
 ) -> None:
     """While one primary hangs for ever the others' shards expire, status tells them apart, and a stop ends them all."""
     with ExitStack() as stack:
-        bed = stack.enter_context(Cluster(server_binary, tmp_path, "--cluster-node-timeout", "60000"))
-        client = stack.enter_context(bed.client())
+        topology = stack.enter_context(Cluster(server_binary, tmp_path, "--cluster-node-timeout", "60000"))
+        client = stack.enter_context(topology.client())
         shops = shops_of(client)
-        served = by_primary(bed)
+        served = by_primary(topology)
         hanging, *living = served
         for shop in shops:
             shop.stock("mug", 5)
         program = stack.enter_context(
-            Program(f"{bed.settings['redis_url']}?socket_timeout=60", redis_cluster=True, shards=SHARDS)
+            Program(f"{topology.settings['redis_url']}?socket_timeout=60", redis_cluster=True, shards=SHARDS)
         )
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops))
         stack.enter_context(hung(hanging))
@@ -221,7 +172,7 @@ def test_a_hung_primary_delays_no_other(
             living[0].client().publish(shops[number].keys.wake, "1")
 
         wait_until(lambda: len(program.of("processing_completed")) == len(numbers))
-        url = f"{bed.settings['redis_url']}?socket_timeout=0.2"
+        url = f"{topology.settings['redis_url']}?socket_timeout=0.2"
         assert 1 == cli.main(["status", "--redis-url", url, "--redis-cluster", "true", "--shards", str(SHARDS)])
         states = re.findall(r"shard (\d): (\w+ \w+|healthy)", capsys.readouterr().out)
         assert {(str(number), "no answer") for number in served[hanging]} == set(states) - {
@@ -272,8 +223,7 @@ def test_a_failover_by_hand_costs_a_tick(own_cluster: Cluster, log: Log) -> None
     with own_cluster.client() as client:
         shop = shops_of(client, 1)[0]
         shop.stock("mug", 10)
-        crew = crew_of(own_cluster, log, shards=1, interval="300ms")
-        with running(crew):
+        with workers_of(own_cluster, log, shards=1, interval="300ms").running():
             wait_until(lambda: client.zcard(shop.keys.workers))
             new = own_cluster.failover(own_cluster.primary_of(shop.keys.control))
             shop.stock("mug", 9, 1)

@@ -15,11 +15,11 @@ from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import shard_of
-from expirer.operate.snapshot import Camera
+from expirer.operate.snapshot import Sampler
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import wait_until
-from tests.test_cluster import SHARDS, by_primary, crew_of, running, shops_of
+from tests.test_cluster import SHARDS, by_primary, shops_of, workers_of
 from tests.test_every_verb import EXAMPLES
 from tests.test_tail import expire, following
 
@@ -102,7 +102,7 @@ def test_an_audit_walks_every_primary(client: RedisCluster, verb: Verb) -> None:
 
 def test_a_canary_flies_on_every_shard(cluster: Cluster, client: RedisCluster, verb: Verb, log: Log) -> None:
     """The hold of a canary comes back on each shard."""
-    with running(crew_of(cluster, log)):
+    with workers_of(cluster, log).running():
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
         code, out, err = verb("check --canary")
 
@@ -126,16 +126,16 @@ def test_events_of_all_shards_are_followed(cluster: Cluster, client: RedisCluste
 
 
 def test_top_sees_all_shards(cluster: Cluster, client: RedisCluster) -> None:
-    """A picture has the reservations of every primary."""
+    """A snapshot has the reservations of every primary."""
     for shop in shops_of(client):
         shop.stock("mug", 0, 2)
         for _ in range(2):
             shop.hold("mug", 1, 1000)
     settings = Settings(**cluster.settings, shards=SHARDS)
     with connect_all(settings) as servers:
-        picture = Camera(servers, settings).take()
+        snapshot = Sampler(servers.shards).sample()
 
-    assert (SHARDS, 2 * SHARDS) == (len(picture.shards), picture.overdue)
+    assert (SHARDS, 2 * SHARDS) == (len(snapshot.shards), snapshot.overdue)
 
 
 def test_a_demo_opens_on_a_cluster(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +23,7 @@ from expirer.worker.batch import Tick
 from expirer.worker.logs import build_logger
 from expirer.worker.worker import Worker
 from tests.conftest import Log
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 
 
 @pytest.mark.parametrize(
@@ -57,14 +65,24 @@ def test_a_password_that_begins_with_another_is_redacted_whole() -> None:
 
 
 def test_a_password_file_is_redacted(tmp_path: Path) -> None:
-    """A password from a file becomes stars too; a file that has gone hides nothing else."""
+    """A password from a file becomes stars too, and nothing else does."""
     secret = tmp_path / "secret"
     secret.write_text("hunter2\n")
     settings = Settings(redis_password_file=secret)
 
-    assert redact("AUTH hunter2", settings) == "AUTH ***"
+    assert redact("AUTH hunter2, then hunter3", settings) == "AUTH ***, then hunter3"
+
+
+def test_a_password_that_was_replaced_is_redacted(tmp_path: Path) -> None:
+    """A password that was ever read is hidden when its file has another one, and when the file has gone."""
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2-first")
+    settings = Settings(redis_password_file=secret)
+    secret.write_text("hunter2-second")
+    PasswordFile(secret, None).get_credentials()
     secret.unlink()
-    assert redact("AUTH hunter3", settings) == "AUTH hunter3"
+
+    assert redact("AUTH hunter2-first, then hunter2-second", settings) == "AUTH ***, then ***"
 
 
 def test_a_spoilt_password_file_is_an_error_of_the_tick(own_server: RedisServer, tmp_path: Path) -> None:
@@ -110,6 +128,98 @@ def test_a_user_name_goes_with_the_password_file(tmp_path: Path) -> None:
         "credential_provider"
     ]
     assert provider.get_credentials() == ("ann", "hunter2")
+
+
+TOPOLOGIES = {"one server": {}, "Sentinels": {"redis_sentinels": "127.0.0.1:1"}, "Cluster": {"redis_cluster": True}}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_silent_connection_is_kept_alive(topology: str) -> None:
+    """Whatever it leads to, a connection gives a sign of life before a NAT or a firewall on its way forgets it."""
+    pool: Any = connect(Settings(redis_url="redis://a", **TOPOLOGIES[topology])).connection_pool  # type: ignore[arg-type]
+    connections = [pool.make_connection()]
+    if topology == "Sentinels":
+        connections += [client.connection_pool.make_connection() for client in pool.sentinel_manager.sentinels]
+
+    for connection in connections:
+        assert connection.socket_keepalive
+        assert 20 == connection.socket_keepalive_options[socket.TCP_KEEPIDLE]
+        assert {socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT} < connection.socket_keepalive_options.keys()
+
+
+def test_a_listening_connection_is_kept_alive(own_server: RedisServer) -> None:
+    """A subscriber's socket is kept alive too: it is silent for as long as nothing is published."""
+    with connect(Settings(redis_url=f"redis://127.0.0.1:{own_server.port}")) as client:
+        pubsub: Any = client.pubsub()  # type: ignore[no-untyped-call]
+        pubsub.subscribe("nothing")
+        sock = pubsub.connection._sock
+
+        assert [1, 20] == [
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        ]
+        pubsub.close()
+
+
+def test_a_connection_has_a_name(own_server: RedisServer) -> None:
+    """CLIENT LIST shows which connections are the sidecar's, by its name or by the address's."""
+    for option, name in (("", "expirer"), ("?client_name=shop", "shop")):
+        with connect(Settings(redis_url=f"redis://127.0.0.1:{own_server.port}/0{option}")) as client:
+            assert name == client.client_getname()
+
+
+@pytest.mark.parametrize("how", ["renamed away", "refused"])
+def test_client_is_no_precondition(server_binary: Path, tmp_path: Path, log: Log, how: str) -> None:
+    """A server without CLIENT, or that refuses it, is worked on: a connection needs no name."""
+    options = ("--rename-command", "CLIENT", "") if how == "renamed away" else ()
+    server = RedisServer(server_binary, tmp_path, *options, port=free_port())
+    server.start()
+    try:
+        with server.client() as admin:
+            admin.execute_command("ACL", "SETUSER", "clerk", "on", "nopass", "~*", "&*", "+@all", "-client")  # type: ignore[no-untyped-call]
+        user = "clerk:any@" if how == "refused" else ""
+        settings = Settings(redis_url=f"redis://{user}127.0.0.1:{server.port}")
+        assert Tick() == Worker(connect_all(settings).shards[0], log.logger()).tick(), log.entries
+    finally:
+        server.stop()
+
+
+@contextmanager
+def allowed_files(limit: int) -> Iterator[None]:
+    """Lower the soft limit of open files until the block ends."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("topology", ["one server", "Cluster"])
+def test_many_shards_may_open_as_many_files_as_they_need(topology: str) -> None:
+    """With 600 shards the limit of open files is raised at the start; with one it is left alone."""
+    with allowed_files(1024):
+        connect_all(Settings(**TOPOLOGIES[topology]))  # type: ignore[arg-type]
+        left = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        servers = connect_all(Settings(shards=600, **TOPOLOGIES[topology]))  # type: ignore[arg-type]
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    assert (1024, 600) == (left, len(servers.shards))
+    assert raised >= 2 * 600
+
+
+def test_a_limit_that_cannot_be_raised_is_one_clear_line() -> None:
+    """If the hard limit is too low for the shards the program says what they need, and how to allow it, exit 2."""
+    start = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512)); "
+    start += 'os.execv(sys.executable, [sys.executable, "-m", "expirer", "run"])'
+    environment = {**os.environ, "EXPIRER_SHARDS": "600"}
+    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=False)
+
+    line = (
+        "expirer: EXPIRER_SHARDS=600 needs 1264 open files, and this process may have 512:"
+        " ulimit -n 1264, or LimitNOFILE=1264 in a systemd unit\n"
+    )
+    assert (2, "", line) == (done.returncode, done.stdout, done.stderr)
 
 
 def test_json_lines() -> None:

@@ -15,10 +15,10 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys
-from expirer.operate.audit import _Recount
-from expirer.operate.inventory_scan import Survey
+from expirer.operate.inventory_scan import InventoryScan
+from expirer.operate.recount import Recount
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
+from expirer.worker.worker import Worker
 from tests.beds import execute, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
@@ -32,7 +32,7 @@ LATER = 4_000_000_000_000
 
 
 @pytest.fixture(scope="module")
-def bed(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def topology(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Run a Cluster whose slots move."""
     with Cluster(server_binary, tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
@@ -41,26 +41,26 @@ def bed(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 class Move:
     """The slot of the shop on its way from one primary to another; it has arrived when the test is over."""
 
-    def __init__(self, bed: Cluster) -> None:
-        self._bed = bed
-        self.source = bed.primary_of(KEYS.control)
-        self.target = next(node for node in bed.nodes[:3] if node is not self.source)
+    def __init__(self, topology: Cluster) -> None:
+        self._topology = topology
+        self.source = topology.primary_of(KEYS.control)
+        self.target = next(node for node in topology.nodes[:3] if node is not self.source)
         self.shop = Inventory(self.source.client())
         self._is_under_way = False
 
     def begin(self) -> None:
         """Declare the move."""
-        self._bed.begin_move(SLOT, self.source, self.target)
+        self._topology.begin_move(SLOT, self.source, self.target)
         self._is_under_way = True
 
     def take(self, *keys: str) -> None:
         """Move some keys."""
-        self._bed.move_keys(self.source, self.target, *keys)
+        self._topology.move_keys(self.source, self.target, *keys)
 
     def end(self) -> None:
         """Move the others, and close the move; the shop is on the target then."""
         if self._is_under_way:
-            self._bed.end_move(SLOT, self.source, self.target)
+            self._topology.end_move(SLOT, self.source, self.target)
             self._is_under_way = False
         self.shop = Inventory(self.target.client())
 
@@ -80,20 +80,19 @@ class Move:
 
 
 @pytest.fixture
-def move(bed: Cluster) -> Iterator[Move]:
+def move(topology: Cluster) -> Iterator[Move]:
     """Return a move that has not begun, of a slot that is empty."""
-    with bed.client() as client:
+    with topology.client() as client:
         client.flushall(target_nodes=client.PRIMARIES)
-    move = Move(bed)
+    move = Move(topology)
     yield move
     move.end()
 
 
 @pytest.fixture
-def crew(bed: Cluster, log: Log) -> Crew:
-    """Return a crew for the Cluster."""
-    settings = Settings(**bed.settings)
-    return Crew(connect_all(settings), settings, log.logger())
+def worker(topology: Cluster, log: Log) -> Worker:
+    """Return a worker for the Cluster."""
+    return Worker(connect_all(Settings(**topology.settings)).shards[0], log.logger())
 
 
 def fill(shop: Inventory, client: redis.Redis) -> None:
@@ -122,22 +121,22 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_moving_slot_is_left_alone(move: Move, crew: Crew, log: Log, stage: str) -> None:
+def test_a_moving_slot_is_left_alone(move: Move, worker: Worker, log: Log, stage: str) -> None:
     """Whatever has moved already, nothing expires, nothing is quarantined and no key changes until all is moved."""
-    crew.run_once()  # writes its heartbeat, and the totals once something has expired
+    worker.tick()  # writes its heartbeat, and the totals once something has expired
     fill(move.shop, move.source.client())
     move.source.client().hset(KEYS.stats, "expired", 0)
     move.begin()
     move.take(*STAGES[stage])
     before = move.contents()
 
-    ticks = [crew.run_once(), crew.run_once()]
+    ticks = [worker.tick(), worker.tick()]
 
     assert [Tick(errors=1)] * 2 == ticks
     assert before == move.contents()
     assert {True} == {"moved" in entry["message"] for entry in log.of("processing_error")}, log.entries
     move.end()
-    wait_until(lambda: not crew.run_once().errors)
+    wait_until(lambda: not worker.tick().errors)
     assert [b"Expired"] * 3 == [
         move.shop.client.hget(f"{KEYS.reservation_prefix}o{number}:mug", "status") for number in range(3)
     ]
@@ -145,27 +144,27 @@ def test_a_moving_slot_is_left_alone(move: Move, crew: Crew, log: Log, stage: st
     assert {"old:mug": "stock_missing"} == move.shop.quarantine()
 
 
-def test_an_index_that_is_emptied_and_written_again_is_not_lost(move: Move, crew: Crew) -> None:
+def test_an_index_that_is_emptied_and_written_again_is_not_lost(move: Move, worker: Worker) -> None:
     """A batch that would empty the index and put a rescheduled entry back does not fail between the two."""
     fill(move.shop, move.source.client())
-    crew.run_once()
+    worker.tick()
     for id_ in move.shop.index():
         move.source.client().zrem(KEYS.index, id_)
     move.shop.hold("mug", 1, LATER, "extended:mug")
     move.source.client().zadd(KEYS.index, {"extended:mug": 1000})
     move.begin()
 
-    assert Tick(errors=1) == crew.run_once()
+    assert Tick(errors=1) == worker.tick()
     assert {b"extended:mug": 1000} == move.shop.index()
     move.end()
-    wait_until(lambda: crew.run_once().rescheduled)
+    wait_until(lambda: worker.tick().rescheduled)
     assert {b"extended:mug": LATER} == move.shop.index()
 
 
-def test_a_quarantine_that_is_emptied_and_written_again_is_not_lost(move: Move, crew: Crew) -> None:
+def test_a_quarantine_that_is_emptied_and_written_again_is_not_lost(move: Move, worker: Worker) -> None:
     """A batch that would empty the quarantine and write to it again does not fail after units have moved."""
     fill(move.shop, move.source.client())
-    crew.run_once()
+    worker.tick()
     move.shop.stock("mug", 8, 2)
     move.shop.hold("mug", 1, 1000, "sound:mug")
     move.source.client().delete(KEYS.quarantine)
@@ -173,10 +172,10 @@ def test_a_quarantine_that_is_emptied_and_written_again_is_not_lost(move: Move, 
     move.shop.hold("mug", "two", 1000, "poison:mug")
     move.begin()
 
-    assert Tick(errors=1) == crew.run_once()
+    assert Tick(errors=1) == worker.tick()
     assert ((8, 2), "Active") == (move.shop.counters("mug"), move.shop.status("sound:mug"))
     move.end()
-    wait_until(lambda: crew.run_once().expired)
+    wait_until(lambda: worker.tick().expired)
     assert ((9, 1), {"poison:mug": "quantity_invalid"}) == (move.shop.counters("mug"), move.shop.quarantine())
 
 
@@ -184,16 +183,16 @@ def test_a_quarantine_that_is_emptied_and_written_again_is_not_lost(move: Move, 
     "command",
     ["quarantine release old:mug --quantity 1 --product mug", "quarantine requeue old:mug", "audit --repair --yes"],
 )
-def test_a_verb_that_mends_does_nothing_by_halves(
-    bed: Cluster, move: Move, capsys: pytest.CaptureFixture[str], command: str
+def test_a_command_that_repairs_does_nothing_by_halves(
+    topology: Cluster, move: Move, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    """While the slot is on its way a verb that mends says so in one line, exit 1, and changes nothing."""
+    """While the slot is on its way a command that repairs says so in one line, exit 1, and changes nothing."""
     fill(move.shop, move.source.client())
     move.begin()
     move.take(KEYS.quarantine, KEYS.reservation_prefix + "o1:mug")
     before = move.contents()
 
-    code = cli.main([*command.split(), "--redis-cluster", "true", "--redis-url", bed.settings["redis_url"]])
+    code = cli.main([*command.split(), "--redis-cluster", "true", "--redis-url", topology.settings["redis_url"]])
 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("expirer: ")]
     assert (1, 1) == (code, len(lines)), lines
@@ -206,8 +205,7 @@ def test_a_primary_that_is_lost_in_a_move_loses_no_unit(own_cluster: Cluster, lo
     With servers that tell their replicas of a move the shard is left alone instead. Either way
     `redis-cli --cluster fix` brings the keys together, and a requeue brings back what was quarantined.
     """
-    settings = Settings(**own_cluster.settings)
-    crew = Crew(connect_all(settings), settings, log.logger())
+    worker = Worker(connect_all(Settings(**own_cluster.settings)).shards[0], log.logger())
     move = Move(own_cluster)
     fill(move.shop, move.source.client())
     move.begin()
@@ -219,54 +217,56 @@ def test_a_primary_that_is_lost_in_a_move_loses_no_unit(own_cluster: Cluster, lo
     shop = Inventory(new.client())
 
     for _ in range(3):
-        crew.run_once()
+        worker.tick()
     assert shop.quarantine().get("o1:mug", "reservation_missing") == "reservation_missing"
     own_cluster.settle(SLOT, new)
     own_cluster.move_keys(move.target, new, ahead)
     own_cluster.settle(SLOT, move.target)
     arguments = ["--redis-cluster", "true", "--redis-url", f"redis://127.0.0.1:{new.port}"]
     assert 0 == cli.main(["quarantine", "requeue", "--reason", "reservation_missing", *arguments])
-    wait_until(lambda: shop.status("o1:mug") == "Expired" or not crew.run_once())
+    wait_until(lambda: shop.status("o1:mug") == "Expired" or not worker.tick())
 
     assert ((9, 1), {b"later:mug": LATER}) == (shop.counters("mug"), shop.index())
     assert {"old:mug": "stock_missing"} == shop.quarantine()
 
 
-def test_an_audit_ends_where_its_shard_moves_away(bed: Cluster, move: Move) -> None:
+def test_an_audit_ends_where_its_shard_moves_away(topology: Cluster, move: Move) -> None:
     """An audit that listened on the old server judges nothing on the new one, where it may have missed a write."""
     fill(move.shop, move.source.client())
-    settings = Settings(**bed.settings)
-    with connect_all(settings) as servers, closing(Survey(servers, settings)) as survey:
+    settings = Settings(**topology.settings)
+    with connect_all(settings) as servers, closing(InventoryScan(servers)) as scan:
         move.begin()
         move.end()
 
         with pytest.raises(redis.RedisError, match="repeat the audit"):
-            _Recount(survey, 0, b"mug").read()
+            Recount(scan, servers.shards[0], b"mug").read()
 
 
-def test_the_next_tick_but_one_goes_to_the_new_primary(move: Move, crew: Crew, log: Log) -> None:
+def test_the_next_tick_but_one_goes_to_the_new_primary(move: Move, worker: Worker, log: Log) -> None:
     """After a slot has moved one tick learns it, and the next expires; nothing is lost between them."""
-    crew.run_once()
+    worker.tick()
     fill(move.shop, move.source.client())
     move.begin()
     move.end()
 
-    ticks = [crew.run_once(), crew.run_once()]
+    ticks = [worker.tick(), worker.tick()]
 
     assert [(1, 0), (0, 3)] == [(tick.errors, tick.expired) for tick in ticks]
     [error] = log.of("processing_error")
     assert f"slot {SLOT} is served by 127.0.0.1:{move.target.port} now" in error["message"]
 
 
-def test_a_slot_goes_back_and_forth_in_a_drain(bed: Cluster, move: Move) -> None:
+def test_a_slot_goes_back_and_forth_in_a_drain(topology: Cluster, move: Move) -> None:
     """While its slot moves there and back again, several times, a drain goes on between, and each expires once."""
     there, back = move.source, move.target
     backlog = Backlog(move.source.client())
     backlog.add(3000)
-    with Program(bed.settings["redis_url"], "--batch-size", "10", "--max-rate", "1000", redis_cluster=True) as program:
+    with Program(
+        topology.settings["redis_url"], "--batch-size", "10", "--max-rate", "1000", redis_cluster=True
+    ) as program:
         for _ in range(3):
             program.wait_for("reservation_expired", len(program.of("reservation_expired")) + 1)
-            shift(bed, there, back)
+            shift(topology, there, back)
             there, back = back, there
         backlog = at(there, backlog)
         wait_until(lambda: not backlog.left())
@@ -274,10 +274,10 @@ def test_a_slot_goes_back_and_forth_in_a_drain(bed: Cluster, move: Move) -> None
     assert [] == program.of("concurrency_conflict")
     backlog.assert_expired_once()
     if there is move.source:
-        bed.move(SLOT, there, back)
+        topology.move(SLOT, there, back)
 
 
-def test_a_slot_that_is_handed_over_in_one_step_is_never_between(bed: Cluster, move: Move) -> None:
+def test_a_slot_that_is_handed_over_in_one_step_is_never_between(topology: Cluster, move: Move) -> None:
     """Where a server hands a slot over whole (Valkey 9) a drain goes on until it has gone, then where it is now."""
     try:
         execute(move.source, "CLUSTER", "GETSLOTMIGRATIONS")
@@ -285,25 +285,27 @@ def test_a_slot_that_is_handed_over_in_one_step_is_never_between(bed: Cluster, m
         pytest.skip("this server moves a slot key by key")
     backlog = Backlog(move.source.client())
     backlog.add(3000)
-    with Program(bed.settings["redis_url"], "--batch-size", "10", "--max-rate", "50", redis_cluster=True) as program:
+    with Program(
+        topology.settings["redis_url"], "--batch-size", "10", "--max-rate", "50", redis_cluster=True
+    ) as program:
         program.wait_for("reservation_expired")
-        bed.hand_over(SLOT, move.source, move.target)
+        topology.hand_over(SLOT, move.source, move.target)
         error = program.wait_for("processing_error")
         program.wait_for("processing_recovered")
 
     assert f"slot {SLOT} is served by 127.0.0.1:{move.target.port} now" in error["message"]
     assert 1 == len(program.of("processing_error"))
     at(move.target, backlog).assert_conserved()
-    bed.hand_over(SLOT, move.target, move.source)
+    topology.hand_over(SLOT, move.target, move.source)
 
 
-def shift(bed: Cluster, source: RedisServer, target: RedisServer) -> None:
+def shift(topology: Cluster, source: RedisServer, target: RedisServer) -> None:
     """Move the slot slowly: a few keys at a time."""
-    bed.begin_move(SLOT, source, target)
+    topology.begin_move(SLOT, source, target)
     client: Any = source.client()
     while keys := client.execute_command("CLUSTER", "GETKEYSINSLOT", SLOT, 50):
-        bed.move_keys(source, target, *keys)
-    bed.end_move(SLOT, source, target)
+        topology.move_keys(source, target, *keys)
+    topology.end_move(SLOT, source, target)
 
 
 def at(node: RedisServer, backlog: Backlog) -> Backlog:

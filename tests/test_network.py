@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect
+from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.program import Backlog
@@ -37,7 +37,7 @@ def test_a_cut_at_any_byte_loses_and_doubles_nothing(client: redis.Redis, proxy:
     settings = Settings(redis_url=proxy.url, batch_size=2)
     seen = set()
     with connect(settings) as worker_client:
-        worker = Worker(worker_client, settings, log.logger())
+        worker = Worker(Servers.of(worker_client, settings).shards[0], log.logger())
         worker.tick()
         for byte in itertools.count():
             client.flushall()

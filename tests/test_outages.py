@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect
+from expirer.connection.connect import Servers, connect
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.conftest import Log
@@ -38,7 +38,7 @@ def worker_at(log: Log) -> Iterator[WorkerAt]:
     def make(url: str) -> Worker:
         settings = Settings(redis_url=url, batch_size=10)
         clients.append(connect(settings))
-        return Worker(clients[-1], settings, log.logger())
+        return Worker(Servers.of(clients[-1], settings).shards[0], log.logger())
 
     yield make
     for client in clients:

@@ -23,7 +23,7 @@ import trustme
 from expirer import cli
 from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
-from expirer.connection.connect import PasswordFile, connect, connect_all
+from expirer.connection.connect import PasswordFile, Servers, connect, connect_all
 from expirer.worker.batch import Tick
 from expirer.worker.logs import build_logger
 from expirer.worker.worker import Worker
@@ -212,7 +212,7 @@ def test_no_object_shows_its_password(tmp_path: Path, log: Log, scheme: str) -> 
         Settings(redis_url=f"{scheme}://ann@127.0.0.1:1/0", redis_password_file=file),
     ):
         client = connect(settings)
-        worker = Worker(client, settings, log.logger())
+        worker = Worker(Servers.of(client, settings).shards[0], log.logger())
         objects = [settings, client, client.connection_pool, worker, *worker.__dict__.values()]
         objects += [client.connection_pool.make_connection(), settings.model_dump(), settings.redis_url]
         objects.append(PasswordFile(file, "ann"))
@@ -242,7 +242,7 @@ def test_a_bug_of_ours_shows_no_password(capsys: pytest.CaptureFixture[str], for
         def get_connection(self, *_: object) -> redis.Connection:
             raise LookupError(f"no such thing: {SECRET}")
 
-    worker = Worker(redis.Redis(connection_pool=Broken()), settings, build_logger(settings))
+    worker = Worker(Servers.of(redis.Redis(connection_pool=Broken()), settings).shards[0], build_logger(settings))
 
     assert Tick(errors=1) == worker.tick()
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ import redis
 
 from expirer import cli
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect_all
+from expirer.connection.connect import Servers, connect_all
 from expirer.worker.batch import Tick
 from expirer.worker.logs import build_logger
 from expirer.worker.worker import Worker
@@ -58,7 +58,7 @@ def test_no_id_is_more_than_a_name(
     shown = "".join(operate(*verb)[1] for verb in (["pending"], ["once", "--dry-run"], ["pending", "--json"]))
     log = io.StringIO()
     settings = Settings(log_format=form)
-    tick = Worker(client, settings, build_logger(settings, log), lambda: NOW).tick()
+    tick = Worker(Servers.of(client, settings).shards[0], build_logger(settings, log), lambda: NOW).tick()
     shown += "".join(
         operate(*verb)[1] for verb in (["quarantine", "list"], ["quarantine", "list", "--json"], ["status"])
     )
@@ -125,7 +125,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("what", NONSENSE)
 def test_a_server_that_lies_is_no_more_than_an_error(
-    liar: Callable[[bytes], int],
+    fake_reply: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -133,7 +133,7 @@ def test_a_server_that_lies_is_no_more_than_an_error(
 ) -> None:
     """A server that answers nonsense is told of in harmless lines, by the worker, which tries again, and by a verb."""
     monkeypatch.chdir(tmp_path)
-    url = f"redis://127.0.0.1:{liar(NONSENSE[what])}/0?socket_timeout=1"
+    url = f"redis://127.0.0.1:{fake_reply(NONSENSE[what])}/0?socket_timeout=1"
     settings = Settings(redis_url=url, log_format="json")
     stream = io.StringIO()
     worker = Worker(connect_all(settings).shards[0], build_logger(settings, stream))

@@ -13,7 +13,6 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.connection.errors import location
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from expirer.worker.worker import Worker
 from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas
 from tests.conftest import Log
@@ -22,9 +21,9 @@ from tests.program import Backlog, Program, wait_until
 from tests.servers import free_port
 
 
-def worker_of(bed: Replicated, log: Log, **settings: object) -> Worker:
+def worker_of(topology: Replicated, log: Log, **settings: object) -> Worker:
     """Build a worker with the client that the program would use."""
-    chosen = Settings(**{**bed.settings, **settings})
+    chosen = Settings(**{**topology.settings, **settings})
     return Worker(connect_all(chosen).shards[0], log.logger())
 
 
@@ -54,7 +53,7 @@ def followed(client: object, backlog: Backlog) -> Backlog:
     return other
 
 
-def test_a_replica_that_was_the_primary_is_let_go(replicated: Replicated, log: Log) -> None:
+def test_a_replica_that_was_the_primary_is_left(replicated: Replicated, log: Log) -> None:
     """A worker whose server has become a replica under it changes nothing there, and goes to the new primary."""
     old = replicated.primary()
     shop = Inventory(old.client())
@@ -117,7 +116,7 @@ def test_an_unknown_service_is_one_clear_line(replicated: Replicated, log: Log) 
     """A service that no Sentinel knows is said by its name."""
     settings = Settings(**{**replicated.settings, "redis_sentinel_service": "shpo"})
 
-    assert 1 == Crew(connect_all(settings), settings, log.logger()).run_once().errors
+    assert 1 == Worker(connect_all(settings).shards[0], log.logger()).tick().errors
 
     [error] = log.of("processing_error")
     assert error["message"].startswith("no Sentinel names a primary of 'shpo': ")
@@ -135,19 +134,19 @@ def test_sentinels_have_credentials_of_their_own(
     acl = ("user default off", "user watcher on >night:shift ~* &* +@all", _CLERK, "sentinel auth-pass shop day-shift")
     secret = tmp_path / "secret"
     secret.write_text("night:shift\n")
-    bed = Replicated(
+    topology = Replicated(
         server_binary, tmp_path, "--requirepass", "day-shift", "--masterauth", "day-shift", sentinel_lines=acl,
         login={"password": "day-shift"}, sentinel_login={"username": "watcher", "password": "night:shift"},
     )  # fmt: skip
-    with bed:
+    with topology:
         own = {"redis_sentinel_password": "night:shift"}
         if is_from_file:
             own = {"redis_sentinel_password_file": str(secret)}
-        settings = {**bed.settings, "redis_url": "redis://:day-shift@", "redis_sentinel_username": "clerk", **own}
+        settings = {**topology.settings, "redis_url": "redis://:day-shift@", "redis_sentinel_username": "clerk", **own}
 
-        assert Tick() == worker_of(bed, log, **settings).tick(), log.entries
-        assert 1 == worker_of(bed, log, **{**settings, "redis_sentinel_username": "nobody"}).tick().errors
-        assert 1 == worker_of(bed, log, **{**settings, "redis_url": "redis://:wrong-shift@"}).tick().errors
+        assert Tick() == worker_of(topology, log, **settings).tick(), log.entries
+        assert 1 == worker_of(topology, log, **{**settings, "redis_sentinel_username": "nobody"}).tick().errors
+        assert 1 == worker_of(topology, log, **{**settings, "redis_url": "redis://:wrong-shift@"}).tick().errors
 
     told = " ".join(entry["message"] for entry in log.of("processing_error"))
     assert 2 == len(log.of("processing_error"))

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect
+from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
 from tests.conftest import Log, Unhurried
 from tests.program import Backlog, Program, wait_until
@@ -36,7 +36,7 @@ def drain(url: str) -> None:
     """Tick once, as the next worker would."""
     settings = Settings(redis_url=url)
     with connect(settings) as client:
-        Worker(client, settings, Log().logger()).tick()
+        Worker(Servers.of(client, settings).shards[0], Log().logger()).tick()
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from expirer.config.settings import ConfigurationError, Settings, load
 from expirer.connection.connect import connect, connect_all
 from expirer.contract.keys import ShardKeys
 from expirer.worker.batch import Tick
-from expirer.worker.crew import Crew
 from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.certificates import Authority
@@ -23,6 +22,7 @@ from tests.cluster import Cluster
 from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.servers import RedisServer, free_port
+from tests.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +150,13 @@ def test_a_cluster_with_tls(server_binary: Path, tmp_path: Path, authority: Auth
     """Every node that the Cluster names is verified like the first."""
     options = (*split(tls_options(authority)), "--tls-cluster", "yes", "--tls-replication", "yes")
     with Cluster(server_binary, tmp_path, *options, tls=authority.certificate) as bed:
-        settings = Settings(**bed.settings, shards=6)
         with bed.client() as client:
             for number in range(6):
                 shop = Inventory(client, ShardKeys.of("inventory", number, 6))
                 shop.stock("mug", 0, 1)
                 shop.hold("mug", 1, 1000)
 
-        assert 6 == Crew(connect_all(settings), settings, log.logger()).run_once().expired, log.entries
+        assert 6 == Workers(log, **bed.settings, shards=6).tick().expired, log.entries
 
 
 def test_sentinels_with_tls(server_binary: Path, tmp_path: Path, authority: Authority, log: Log) -> None:

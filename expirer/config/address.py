@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
@@ -19,6 +20,10 @@ _TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _TLS_URL_OPTIONS = _TLS_FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
 _TIMEOUTS = {"socket_connect_timeout", "socket_timeout"}
 _LONGEST_TIMEOUT_S = 3600
+_PASSWORDS: deque[str] = deque(maxlen=1000)
+"""Every password that was read from a file: it is hidden after it was replaced, and while no file can be opened."""
+
+HostPort = tuple[str, int]
 
 
 class Address(BaseSettings):
@@ -35,7 +40,7 @@ class Address(BaseSettings):
         description="true if the address is a node of a Redis Cluster, or several nodes, comma-separated",
     )
     redis_sentinels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
-        (), description="host:port of every Sentinel, comma-separated"
+        (), description="host:port of each Sentinel, comma-separated; they name the primary"
     )
     redis_sentinel_service: str = Field("mymaster", min_length=1, description="name of the primary at the Sentinels")
     redis_sentinel_username: str = Field("", description="user name for the Sentinels themselves")
@@ -89,27 +94,34 @@ class Address(BaseSettings):
         return path
 
     @model_validator(mode="after")
-    def _check_topology(self) -> Self:
+    def _check_together(self) -> Self:
         url = urlsplit(self.redis_url.get_secret_value())
-        if self.redis_cluster and self.redis_sentinels:
-            raise ValueError("EXPIRER_REDIS_CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other: a Cluster has none")
-        if url.scheme == "unix" and (self.redis_cluster or self.redis_sentinels):
-            raise ValueError("EXPIRER_REDIS_URL is a socket of this machine: a Cluster and Sentinels need redis://…")
-        if self.redis_cluster and (url.path.strip("/0") or parse_qs(url.query).get("db", ["0"]) != ["0"]):
-            raise ValueError("EXPIRER_REDIS_URL names a database: a Cluster has only 0")
-        if len(host_ports(url.netloc)) > 1 and not self.redis_cluster:
-            raise ValueError("EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need")
-        return self
-
-    @model_validator(mode="after")
-    def _check_credentials(self) -> Self:
-        url = urlsplit(self.redis_url.get_secret_value())
-        if self.redis_password_file and (url.password or "password" in parse_qs(url.query)):
-            raise ValueError("EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too: keep one of them")
-        if self.redis_sentinel_password_file and self.redis_sentinel_password.get_secret_value():
-            raise ValueError(
-                "EXPIRER_REDIS_SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other"
-            )
+        options = parse_qs(url.query)
+        is_socket, has_sentinels = url.scheme == "unix", bool(self.redis_sentinels)
+        has_database = url.path.strip("/0") or options.get("db", ["0"]) != ["0"]
+        has_password = url.password or "password" in options
+        has_sentinel_password = bool(self.redis_sentinel_password.get_secret_value())
+        problems = {
+            "EXPIRER_REDIS_CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other: a Cluster has none": (
+                self.redis_cluster and has_sentinels
+            ),
+            "EXPIRER_REDIS_URL is a socket of this machine: a Cluster and Sentinels need redis://…": (
+                is_socket and (self.redis_cluster or has_sentinels)
+            ),
+            "EXPIRER_REDIS_URL names a database: a Cluster has only 0": self.redis_cluster and has_database,
+            "EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need": (
+                len(host_ports(url.netloc)) > 1 and not self.redis_cluster
+            ),
+            "EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too: keep one of them": (
+                self.redis_password_file and has_password
+            ),
+            "EXPIRER_REDIS_SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other": (
+                self.redis_sentinel_password_file and has_sentinel_password
+            ),
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -124,21 +136,36 @@ class Address(BaseSettings):
 CONNECTION = tuple(Address.model_fields)
 
 
-def host_ports(netloc: str, default_port: int = 0) -> list[tuple[str, int]]:
-    """Read `host:port` of each, comma-separated, whatever credentials stand before; ValueError where one is neither."""
+def host_ports(netloc: str, default_port: int = 0) -> list[HostPort]:
+    """Read `host:port` of each, comma-separated, after any credentials; ValueError if one is neither."""
     hosts = [urlsplit(f"//{text}") for text in netloc.rpartition("@")[2].split(",")]
     return [(host.hostname or "", default_port if host.port is None else host.port) for host in hosts]
 
 
+def format_address(address: HostPort) -> str:
+    """Return an address as people write it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def read_password(path: Path) -> str:
-    """Return what the file holds, without the end of its line; OSError where that is no password."""
+    """Return what the file holds, without the end of its line; OSError if that is no password."""
     try:
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
         raise OSError(f"{str(path)!r} is not UTF-8 text") from None
     if not password:
         raise OSError(f"{str(path)!r} is empty")
+    if password not in _PASSWORDS:
+        _PASSWORDS.append(password)
     return password
+
+
+def passwords(address: Address) -> set[str]:
+    """Return every password that the settings have, or that was ever read from a file; opens no file."""
+    url = urlsplit(address.redis_url.get_secret_value())
+    own = unquote(url.password or ""), address.redis_sentinel_password.get_secret_value()
+    return {*own, *parse_qs(url.query).get("password", []), *_PASSWORDS.copy()} - {""}
 
 
 def _check_options(query: str, possible: set[str]) -> None:

@@ -10,11 +10,11 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from expirer.config.address import CONNECTION, Address
 from expirer.config.durations import LONGEST, UNITS_S, parse_duration, to_ms
-from expirer.config.environment import PREFIX, SERVICE_LINK, variable
+from expirer.config.environment import PREFIX, SERVICE_LINK, variable, words
 from expirer.config.layout import KEY_SETTINGS, LAYOUT, Layout
 
 
@@ -122,9 +122,12 @@ class Behaviour(BaseSettings):
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
     http_port: Annotated[int, BeforeValidator(_no_service_link)] = Field(
-        0, ge=0, le=65535, description="port for HTTP (metrics and probes); 0: none"
+        0, ge=0, le=65535, description="port for HTTP (metrics and probes); 0: none (expirer web: 9878)"
     )
     http_host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all")
+    http_allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
+        (), description="names by which browsers may ask for the page, comma-separated; * for any"
+    )
 
     @field_validator("namespace")
     @classmethod
@@ -174,7 +177,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "inventory": ("namespace", "shards", "clock"),
     "timing": ("interval", "resolution", "batch_size", "default_duration", "grace", "retention"),
     "safety": ("brake_above", "max_clock_jump", "max_rate"),
-    "output": ("events_maxlen", "log_level", "log_format", "http_port", "http_host"),
+    "output": ("events_maxlen", "log_level", "log_format", "http_port", "http_host", "http_allowed_hosts"),
     "layout": LAYOUT,
 }
 """The names of all settings, as the help lists them."""

@@ -1,8 +1,11 @@
-"""Builds the Redis client from the settings."""
+"""Builds the Redis clients from the settings."""
 
 from __future__ import annotations
 
+import resource
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,25 +18,29 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, DefaultParser, SSLConnection, parse_url
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from expirer.config.address import PORT, host_ports, read_password
+from expirer.config.address import PORT, format_address, host_ports, read_password
 from expirer.config.settings import ConfigurationError, Settings
-from expirer.connection.directory import LONGEST_S, Cluster, Sentinels, shown
-from expirer.connection.errors import GREETING, redact
-from expirer.connection import pipeline
-from expirer.connection.locate import LocatedConnection, located
+from expirer.connection import cluster, pipeline, sentinel
+from expirer.connection.cluster import Cluster
+from expirer.connection.errors import redact
+from expirer.connection.sentinel import is_replaced
 from expirer.contract.keys import shard_keys, slot_of
 from expirer.contract.shard import Shard
 
+__all__ = ["PasswordFile", "Servers", "connect", "connect_all", "is_replaced", "longest_turn_s"]
+
+_NAME = "expirer"
 _TIMEOUT_S = 5.0
 _WAITS_OF_A_TURN = 6
 """To connect, to log in, for a script to load, for the control key, for the clock, for the batch."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds, seconds, and a number of probes: a NAT or a firewall forgets a silent connection, often after a minute."""
+_FILES, _FILES_OF_A_SHARD = 64, 2
 _PARSER = getattr(redis.cluster, "ClusterParser", DefaultParser)
 """Before redis-py 6 no other knows the errors of a Cluster by name."""
-_OF_THE_SERVER = ("client_name", "credential_provider", "db", "password", "username")
-"""Options that its Sentinels do not need, or would refuse."""
 
 
 class PasswordFile(CredentialProvider):
@@ -44,7 +51,7 @@ class PasswordFile(CredentialProvider):
         self._username = username
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Return (password) or (user name, password); raise OSError where the file has gone."""
+        """Return (password) or (user name, password); raise OSError if the file has gone."""
         password = read_password(self._path)
         return (password,) if self._username is None else (self._username, password)
 
@@ -55,8 +62,6 @@ class Servers:
 
     shards: tuple[Shard, ...]
     cluster: Cluster | None = None
-    slots: tuple[int, ...] = ()
-    """In a Cluster, of each shard."""
 
     @classmethod
     def of(cls, client: Redis, settings: Settings) -> Self:
@@ -81,10 +86,14 @@ class Servers:
         """
         if self.cluster is None:
             return {"": self.shards[0].client}
-        each: dict[str, Redis] = {}
-        for shard, address in zip(self.shards, self.cluster.primaries(self.slots), strict=True):
-            each.setdefault(shown(address), shard.client)
-        return each
+        return dict(zip(self.addresses(), (shard.client for shard in self.shards), strict=True))
+
+    def addresses(self) -> list[str]:
+        """Return the address of each shard's server; none unless it is a Cluster. It raises as `each` does."""
+        if self.cluster is None:
+            return []
+        slots = [slot_of(shard.keys) for shard in self.shards]
+        return [format_address(address) for address in self.cluster.primaries(slots)]
 
 
 def _shards(clients: Iterable[Redis], settings: Settings) -> tuple[Shard, ...]:
@@ -99,48 +108,28 @@ def connect_all(settings: Settings) -> Servers:
     loop is the retry. With Sentinels, or in a Cluster, each of its connections looks for the primary.
 
     Raises:
-        ConfigurationError: the URL cannot be used, or the names of keys cannot in a Cluster.
+        ConfigurationError: the URL cannot be used, the names of keys cannot in a Cluster, or the shards need more
+            open files than this process may have.
 
     """
-    url = settings.redis_url.get_secret_value()
-    start = host_ports(urlsplit(url).netloc, PORT)
+    _allow_files(settings.shards)
+    start = host_ports(urlsplit(settings.redis_url.get_secret_value()).netloc, PORT)
     try:
-        options: dict[str, Any] = dict(parse_url(_with_one_host(url)))  # type: ignore[no-untyped-call]
-        if settings.redis_password_file is not None:
-            options.pop("password", None)
-            options["credential_provider"] = PasswordFile(settings.redis_password_file, options.pop("username", None))
-        defaults = {
-            "client_name": "expirer",
-            "parser_class": _PARSER,
-            "protocol": 2,
-            "redis_connect_func": _greet,
-            "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": _TIMEOUT_S,
-            "socket_timeout": _TIMEOUT_S,
-        }
-        if issubclass(options.get("connection_class", Connection), SSLConnection):
-            # Before redis-py 6 any host's certificate would do.
-            defaults["ssl_check_hostname"] = options.get("ssl_cert_reqs") != "none"
-        options = {**defaults, **options}
+        options = _options(settings)
         pool = ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses what the settings let pass, such as an ssl_cert_reqs
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
+    if settings.redis_cluster:
+        nodes = Cluster([(host or "localhost", port) for host, port in start], options)
+        return Servers(_shards([nodes.client(slot_of(keys)) for keys in shard_keys(settings)], settings), nodes)
+    client = Redis.from_pool(pool)
     if settings.redis_sentinels:
         addresses = [address for text in settings.redis_sentinels for address in host_ports(text)]
-        sentinels = Sentinels(settings.redis_sentinel_service, addresses, _of_sentinels(options, settings))
-        return Servers.of(located(sentinels.primary, options, sentinels.last_primary), settings)
-    if settings.redis_cluster:
-        cluster = Cluster([(host or "localhost", port) for host, port in start], options)
-        slots = tuple(map(slot_of, shard_keys(settings)))
-        clients = (located(partial(cluster.primary, slot), options) for slot in slots)
-        return Servers(_shards(clients, settings), cluster, slots)
-    return Servers.of(Redis(connection_pool=pool), settings)
-
-
-def is_replaced(connection: pipeline.Connection) -> bool:
-    """Say whether another server is known to be the primary by now; never raises."""
-    return isinstance(connection, LocatedConnection) and connection.is_given_up()
+        of_sentinels = _of_sentinels(options, settings)
+        client = sentinel.primary_of(settings.redis_sentinel_service, addresses, options, of_sentinels)
+    client.connection_pool.max_connections = 2**31  # each shard needs some; since redis-py 8 the default is 100
+    return Servers.of(client, settings)
 
 
 def connect(settings: Settings) -> Redis:
@@ -148,33 +137,72 @@ def connect(settings: Settings) -> Redis:
     return connect_all(settings).shards[0].client
 
 
-def _greet(connection: Any) -> None:  # noqa: ANN401  # redis-py's kinds of connection share no type
-    """Log in, as redis-py does by itself."""
-    try:
-        connection.on_connect()
-    except RedisError as error:
-        error.add_note(GREETING)
-        raise
+def _allow_files(shards: int) -> None:
+    """Raise the limit of open files to what the shards may need at once; ConfigurationError if it cannot be raised."""
+    needed = _FILES + _FILES_OF_A_SHARD * shards
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    if most != resource.RLIM_INFINITY and most < needed:
+        problem = f"EXPIRER_SHARDS={shards} needs {needed} open files, and this process may have {most}"
+        raise ConfigurationError([f"{problem}: ulimit -n {needed}, or LimitNOFILE={needed} in a systemd unit"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
-def _with_one_host(url: str) -> str:
+def _options(settings: Settings) -> dict[str, Any]:
+    """Return the options of every connection."""
+    url = settings.redis_url.get_secret_value()
     hosts = urlsplit(url).netloc.rpartition("@")[2]
-    return url.replace(hosts, hosts.partition(",")[0], 1) if "," in hosts else url
+    one_host = url.replace(hosts, hosts.partition(",")[0], 1) if "," in hosts else url
+    own: dict[str, Any] = dict(parse_url(one_host))  # type: ignore[no-untyped-call]
+    if settings.redis_password_file is not None:
+        own.pop("password", None)
+        own["credential_provider"] = PasswordFile(settings.redis_password_file, own.pop("username", None))
+    name = own.pop("client_name", _NAME)
+    options = {
+        "parser_class": _PARSER,
+        "protocol": 2,
+        "redis_connect_func": partial(_greet, name),
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": _TIMEOUT_S,
+        "socket_timeout": _TIMEOUT_S,
+    }
+    kind = own.get("connection_class", Connection)
+    if issubclass(kind, Connection):  # a socket of this machine has no TCP
+        known = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
+        options |= {"socket_keepalive": True, "socket_keepalive_options": known}
+    if issubclass(kind, SSLConnection):
+        # Before redis-py 6 any host's certificate would do.
+        options["ssl_check_hostname"] = own.get("ssl_cert_reqs") != "none"
+    return {**options, **own}
+
+
+def _greet(name: str, connection: pipeline.Connection) -> None:
+    """Log in, as redis-py does by itself, then give the connection a name if the server lets us."""
+    connection.on_connect()
+    with suppress(ResponseError):  # a convenience for CLIENT LIST; CLIENT may be renamed or refused
+        pipeline.ask(connection, ("CLIENT", "SETNAME", name))
 
 
 def _of_sentinels(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return how to connect to the Sentinels: as to the server, but with credentials of their own, and no database."""
-    options = {name: value for name, value in options.items() if name not in _OF_THE_SERVER}
+    """Return how to connect to the Sentinels: as to the server, with credentials of their own and short time-outs."""
+    shared = {
+        name: value for name, value in options.items() if name.startswith(("retry", "protocol", "socket_", "ssl_"))
+    }
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        shared[name] = min(sentinel.PATIENCE_S, shared[name])
     username = settings.redis_sentinel_username or None
     if settings.redis_sentinel_password_file is not None:
-        return {**options, "credential_provider": PasswordFile(settings.redis_sentinel_password_file, username)}
+        return {**shared, "credential_provider": PasswordFile(settings.redis_sentinel_password_file, username)}
     password = settings.redis_sentinel_password.get_secret_value() or None
-    return {**options, "username": username, "password": password}
+    return {**shared, "username": username, "password": password}
 
 
 def longest_turn_s(settings: Settings) -> float:
     """Return how long a batch can take at worst: when each of its waits lasts until its time-out."""
     options = parse_qs(urlsplit(settings.redis_url.get_secret_value()).query)
     waits = [float(options.get(name, [_TIMEOUT_S])[0]) for name in ("socket_timeout", "socket_connect_timeout")]
-    looks_s = LONGEST_S if settings.redis_sentinels or settings.redis_cluster else 0.0
+    looks_s = 4 * sentinel.PATIENCE_S * len(settings.redis_sentinels)  # at first to keep, then to make a connection
+    if settings.redis_cluster:
+        looks_s = cluster.LONGEST_S
     return _WAITS_OF_A_TURN * max(waits) + looks_s

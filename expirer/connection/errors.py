@@ -1,11 +1,14 @@
-"""Puts an error into words: which server, what is wrong, the way out; and keeps secrets out of every text."""
+"""Puts an error into words: which server, what is wrong, the remedy; and keeps secrets out of every text.
+
+It opens no file: the handler that outlives every error calls it, also while no descriptor is left.
+"""
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
+from redis.connection import Connection
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -14,29 +17,48 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as TooLate
 
-from expirer.config.address import PORT, host_ports, read_password
+from expirer.config.address import PORT, format_address, host_ports, passwords
 from expirer.config.settings import Settings
-from expirer.connection.directory import shown
+from expirer.connection.pipeline import Reply
 from expirer.contract import scripts
-from expirer.contract.keys import shard_keys, slot_of
 
-PRIMARY = "address the primary: a replica refuses every write"
 _CLUSTER = "this is a Redis Cluster, set EXPIRER_REDIS_CLUSTER=true"
+PRIMARY = "address the primary: a replica refuses every write"
 GRANT = "grant what the README lists under Container, server and rights; ACL LOG names what was refused"
 _REFUSED_IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 """How Redis 7, and 6.2, begin to say so; redis-py knows no class for it."""
 _WRONG_CREDENTIALS = "invalid username-password pair"
-GREETING = "before the first answer"
-"""The note of an error that came so early."""
-_LIKE_TLS = ("Connection reset by peer", "Connection closed by server", "Protocol Error")
-"""What is said by a server that speaks it to a client that does not, and the reverse."""
-_LIKE_NO_TLS = ("Timeout connecting to server", "[SSL: WRONG_VERSION_NUMBER]", "[SSL: RECORD_LAYER_FAILURE]")
+UNSERVED = "no node of the Cluster serves slot "
 _IN_PIPELINE = re.compile(r"Command # \d+ \((\w+(?: \S+)?).*?\) of pipeline caused error: (.*)", re.DOTALL)
+
+
+class Named(Connection):
+    """A connection to one of several servers: each of its errors carries the address, which `describe` says."""
+
+    def connect(self) -> None:
+        """Connect, as redis-py does."""
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+        except TooLate as error:  # any other says it itself
+            self._note(error)
+            raise
+
+    def read_response(self, *arguments: Reply, **options: Reply) -> Reply:
+        """Read a reply, as redis-py does."""
+        try:
+            return super().read_response(*arguments, **options)
+        except RedisError as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: RedisError) -> None:
+        error.add_note(format_address((self.host, self.port)))
 
 
 def location(settings: Settings) -> str:
@@ -47,91 +69,64 @@ def location(settings: Settings) -> str:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
-def explain(error: Exception, settings: Settings) -> str:
-    """Return what an error says in words that stand alone, with the way out where one is known; without any secret."""
-    text, way = said(error, settings), way_out(error, settings)
-    return f"{text.removesuffix('.')}; {way}" if way else text
+def describe(error: Exception, settings: Settings) -> str:
+    """Return what an error says, of which server, and the remedy if one is known; without any secret."""
+    text, help_ = message(error, settings), remedy(error, settings)
+    return f"{text.removesuffix('.')}; {help_}" if help_ else text
 
 
-def said(error: Exception, settings: Settings) -> str:
+def message(error: Exception, settings: Settings) -> str:
     """Return what an error says, and of which server; without any secret."""
     if isinstance(error, MovedError):
-        where = f"slot {error.slot_id} is served by {shown((error.host, int(error.port)))}"
-        return f"{where} now; nothing was done" if settings.redis_cluster else where
+        address = format_address((error.host, int(error.port)))
+        return f"slot {error.slot_id} is served by {address} now; nothing was done"
     if _is_moving(error):
         return "the slot of this shard is being moved to another node; nothing was done"
     # A server without the command repeats what came with it, a password too, and cuts it.
     text = scripts.explained(str(error)).partition(", with args beginning with")[0]
     if in_pipeline := _IN_PIPELINE.fullmatch(text):
-        # Of a missing right the command is told that wants it.
+        # A missing right is said of the command that wants it.
         text = f"{in_pipeline[1]}: {in_pipeline[2]}" if lacks_right(error) else in_pipeline[2]
-    if unserved := re.search(r"serves slot (\d+)$", text):
-        numbers = [str(number) for number, keys in enumerate(shard_keys(settings)) if slot_of(keys) == int(unserved[1])]
-        text = f"{text}, that of shard {', '.join(numbers)}"
-    return redact(": ".join(filter(None, (_server(error, text, settings), text))), settings)
+    server = _server(error, settings)
+    return redact(f"{server}: {text}" if server and server not in text else text, settings)
 
 
-def _server(error: Exception, text: str, settings: Settings) -> str:
-    """Return of which server the error is; empty: the text tells, or there is but one, which has answered."""
-    if _is_located(settings):
-        return next((note for note in _notes(error) if note != GREETING and note not in text), "")
-    url = urlsplit(settings.redis_url.get_secret_value())
-    address = url.path if url.scheme == "unix" else _first_address(settings)
-    return location(settings) if isinstance(error, NoConnection | TooLate) and address not in text else ""
+def _server(error: Exception, settings: Settings) -> str:
+    """Return which server the error is of; empty if there is but one, and it has answered."""
+    if settings.redis_cluster or settings.redis_sentinels:
+        return next(iter(getattr(error, "__notes__", [])), "")
+    if not isinstance(error, NoConnection | TooLate) or _first_address(settings) in str(error):
+        return ""
+    return location(settings)
 
 
-def way_out(error: Exception, settings: Settings) -> str:
+def remedy(error: Exception, settings: Settings) -> str:
     """Return what helps against an error; empty: the next try may, or nothing that is known."""
-    is_cluster = settings.redis_cluster
-    ways = {
-        MovedError: "the next try goes there" if is_cluster else _CLUSTER,
-        ReadOnlyError: "the next try looks for the primary" if _is_located(settings) else PRIMARY,
+    is_located = settings.redis_cluster or settings.redis_sentinels
+    credentials = "SENTINEL_USERNAME and …_PASSWORD" if "Sentinel" in str(error) else "URL and …_PASSWORD_FILE"
+    check_credentials = f"check the credentials in EXPIRER_REDIS_{credentials}"
+    check_cluster = f"redis-cli --cluster check {_first_address(settings)} tells why"
+    by_type = {
+        AuthenticationError: check_credentials,
+        ClusterDownError: check_cluster,
+        MovedError: "the next try goes there" if settings.redis_cluster else _CLUSTER,
         OutOfMemoryError: "raise maxmemory: a full server refuses every expiry",
-        ClusterDownError: f"redis-cli --cluster check {_first_address(settings)} tells why",
-        AuthenticationError: "look at the credentials in EXPIRER_REDIS_URL and EXPIRER_REDIS_PASSWORD_FILE",
+        ReadOnlyError: "the next try looks for the primary" if is_located else PRIMARY,
     }
-    if _is_moving(error):
-        return ways.get(type(error), "the next try looks again")
-    if lacks_right(error):
-        return GRANT
-    if "of the Cluster serves" in str(error):
-        return ways[ClusterDownError]
-    if _WRONG_CREDENTIALS in str(error):  # of a node, or a Sentinel, that was asked for the primary
-        is_sentinel = "Sentinel" in str(error)
-        return "look at EXPIRER_REDIS_SENTINEL_USERNAME and …_PASSWORD" if is_sentinel else ways[AuthenticationError]
-    return ways.get(type(error)) or _other_scheme(error, settings)
-
-
-def _other_scheme(error: Exception, settings: Settings) -> str:
-    """Return what to try where client and server may not agree on TLS; empty: the error tells nothing of it."""
-    text = str(error)
-    if settings.redis_url.get_secret_value().startswith("rediss:"):
-        is_like = any(words in text for words in _LIKE_NO_TLS)
-        return "if it speaks no TLS, EXPIRER_REDIS_URL must begin with redis://" if is_like else ""
-    is_like = _is_greeting(error, settings) and any(words in text for words in _LIKE_TLS)
-    return "if it speaks TLS, EXPIRER_REDIS_URL must begin with rediss://" if is_like else ""
+    by_text = {UNSERVED: check_cluster, _WRONG_CREDENTIALS: check_credentials}
+    if _is_moving(error) or lacks_right(error):
+        return GRANT if lacks_right(error) else by_type.get(type(error), "the next try looks again")
+    return by_type.get(type(error)) or next((by_text[words] for words in by_text if words in str(error)), "")
 
 
 def _is_moving(error: Exception) -> bool:
     return isinstance(error, AskError | TryAgainError) or "non local key" in str(error)
 
 
-def _is_located(settings: Settings) -> bool:
-    return settings.redis_cluster or bool(settings.redis_sentinels)
-
-
-def _is_greeting(error: Exception, settings: Settings) -> bool:
-    """Say whether the server had not answered yet; those that know where the primary is are asked anew each time."""
-    return GREETING in _notes(error) or (_is_located(settings) and not _notes(error))
-
-
-def _notes(error: Exception) -> list[str]:
-    return getattr(error, "__notes__", [])
-
-
 def _first_address(settings: Settings) -> str:
-    host, port = host_ports(urlsplit(settings.redis_url.get_secret_value()).netloc, PORT)[0]
-    return shown((host or "localhost", port))
+    url = urlsplit(settings.redis_url.get_secret_value())
+    host, port = host_ports(url.netloc, PORT)[0]
+    return url.path if url.scheme == "unix" else format_address((host or "localhost", port))
 
 
 def lacks_right(error: Exception) -> bool:
@@ -140,15 +135,8 @@ def lacks_right(error: Exception) -> bool:
 
 
 def redact(text: str, settings: Settings) -> str:
-    """Return the text with every password that the settings know replaced by `***`."""
-    url = urlsplit(settings.redis_url.get_secret_value())
-    secrets = {unquote(url.password or ""), *parse_qs(url.query).get("password", [])}
-    secrets.add(settings.redis_sentinel_password.get_secret_value())
-    for path in (settings.redis_password_file, settings.redis_sentinel_password_file):
-        if path is not None:
-            with suppress(OSError):
-                secrets.add(read_password(path))
-    forms = {form for known in secrets if known for form in (known, quote(known, safe=""))}
-    for secret in sorted(forms, key=len, reverse=True):  # one may begin with another
-        text = text.replace(secret, "***")
+    """Return the text with every password of the settings replaced by `***`."""
+    forms = {form for password in passwords(settings) for form in (password, quote(password, safe=""))}
+    for form in sorted(forms, key=len, reverse=True):  # one may begin with another
+        text = text.replace(form, "***")
     return text

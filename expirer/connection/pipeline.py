@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-
 Connection: TypeAlias = Any
 """redis-py's kinds of connection share no type, and their replies have none."""
 Reply: TypeAlias = Any
@@ -26,3 +25,11 @@ def read(connection: Connection, count: int = 1) -> Reply:
     for _ in range(count):
         reply = connection.read_response()
     return reply
+
+
+def peer_of(connection: Connection) -> object:
+    """Return the address that a connection leads to; None if it leads nowhere."""
+    try:
+        return getattr(connection, "_sock").getpeername()  # noqa: B009  # redis-py has no other way to ask
+    except (AttributeError, OSError):
+        return None

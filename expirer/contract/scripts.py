@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
+_LOADED: dict[str, str] = {}
+"""SHA-1 to text: what an error means must be known while no file can be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,17 @@ class Script:
 def load(name: str) -> Script:
     """Read `<name>.lua`; raise FileNotFoundError where the installation lacks it."""
     text = (_folder() / f"{name}.lua").read_text(encoding="utf-8")
-    return Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    script = Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    _LOADED[script.sha] = text
+    return script
 
 
 def explained(error: str) -> str:
     """Put before an error of a script the commands on the line where it stopped: some servers name but the line."""
     place = re.search(r"\b(?:f_)?([0-9a-f]{40})\b.*user_script:(\d+)", error, re.DOTALL)
-    texts = {script.sha: script.text for script in map(load, (path.stem for path in _folder().glob("*.lua")))}
-    if place is None or place[1] not in texts or re.search(r"'\w+' command", error):
+    if place is None or place[1] not in _LOADED or re.search(r"'\w+' command", error):
         return error
-    line = texts[place[1]].splitlines()[int(place[2]) - 1]
+    line = _LOADED[place[1]].splitlines()[int(place[2]) - 1]
     commands = dict.fromkeys(re.findall(r"call\('(\w+)'", line))
     return f"{' or '.join(commands)}: {error}" if commands else error
 

@@ -25,5 +25,10 @@ def encode(text: str) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may show it: on one line, without control characters."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """Return a text as a terminal may show it: on one line, without control characters; `encode` reads it back."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    surrogates = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", surrogates))

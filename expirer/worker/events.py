@@ -13,14 +13,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-import expirer
 from expirer.config.durations import LONGEST, to_ms
 from expirer.config.layout import LAYOUT
 from expirer.config.settings import Settings
 from expirer.connection.errors import location
-from expirer.connection.server_checks import remarks
+from expirer.connection.server_checks import checks
 from expirer.contract.control import Pause
 from expirer.contract.keys import ShardKeys
+from expirer.version import __version__
 from expirer.worker.batch import Batch, Tick
 
 _LINES_AT_ONCE = 20
@@ -31,7 +31,7 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
     """Log which program starts, with which settings, on which layout."""
     log.info(
         "job_started",
-        version=expirer.__version__,
+        version=__version__,
         redis=location(settings),
         namespace=settings.namespace,
         shards=settings.shards,
@@ -44,9 +44,9 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
 def warn_of_host(log: FilteringBoundLogger, client: Redis, settings: Settings) -> None:
     """Warn of what makes a server unfit, as far as one INFO says."""
     with suppress(RedisError, OSError):  # a host may hide it; the first tick tells of a dead one
-        for remark in remarks(cast("dict[str, object]", client.info()), settings):
+        for remark in checks(cast("dict[str, object]", client.info()), settings):
             if remark.level != "ok":
-                log.warning("host_risk", what=remark.what, finding=remark.finding, advice=remark.way_out)
+                log.warning("host_risk", what=remark.what, finding=remark.finding, advice=remark.remedy)
 
 
 def log_stop(log: FilteringBoundLogger, done: Tick) -> None:

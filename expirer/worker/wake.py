@@ -10,7 +10,8 @@ from typing import Any
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.connection.errors import explain
+from expirer.connection.errors import describe
+from expirer.connection.pipeline import peer_of
 from expirer.worker.worker import Worker
 
 _CHECK_S = 2.0
@@ -69,7 +70,7 @@ class WakeListener:
         with worker.shard.client.pubsub() as subscription:  # type: ignore[no-untyped-call]
             pubsub: Any = subscription
             pubsub.subscribe(*self._handlers)
-            peer = pubsub.connection._sock.getpeername()
+            peer = peer_of(pubsub.connection)
             heard_at, is_asked = time.monotonic(), False
             while not self._stopped.is_set():
                 message = pubsub.get_message(timeout=_CHECK_S)
@@ -97,6 +98,6 @@ class WakeListener:
 
 def _explained(error: Exception, worker: Worker) -> str:
     try:
-        return explain(error, worker.shard.settings) or type(error).__name__
+        return describe(error, worker.shard.settings) or type(error).__name__
     except Exception:  # noqa: BLE001  # the listener outlives every error
         return type(error).__name__
