@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from expirer.version import __version__
+
 if TYPE_CHECKING:
     from expirer.checkout.reservations import (
         Code,
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
         Reservations,
     )
 
-__all__ = ["Code", "Ended", "InsufficientStock", "Refused", "Reservation", "Reservations"]
-__version__ = "0.1.0"
+__all__ = ["Code", "Ended", "InsufficientStock", "Refused", "Reservation", "Reservations", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -93,6 +94,10 @@ class Program:
             self._has_changed.wait_for(lambda: len(entries) >= count or self._is_over, DEADLINE_S)
             assert len(entries) >= count, f"no {event} in {self.lines[-20:]}"
             return entries[count - 1]
+
+    def limit_files(self, count: int) -> None:
+        """Let it have no more open files than these from now on."""
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (count, 4096))
 
     def signal(self, number: Signals) -> None:
         """Send a signal."""

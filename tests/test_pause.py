@@ -22,7 +22,7 @@ from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
 from expirer.contract.shard import Shard
 from expirer.operate import pause
-from expirer.operate.terminal import shown_time, who
+from expirer.operate.terminal import format_time, who
 from expirer.worker.expiry import Expiry
 from expirer.worker.worker import Worker
 from tests.conftest import Log, MakeWorker, Operate
@@ -401,7 +401,7 @@ def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("moment", [10**18, sys.maxsize])
 def test_a_time_beyond_the_calendar_is_shown_as_it_is(moment: int) -> None:
     """A time that no calendar has does not stop a verb."""
-    assert shown_time(moment) == f"{moment} ms"
+    assert format_time(moment) == f"{moment} ms"
 
 
 def count_scripts(client: redis.Redis) -> int:

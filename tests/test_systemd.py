@@ -66,7 +66,7 @@ def test_the_credential_is_the_password_file() -> None:
 
 
 def test_the_second_unit_is_like_the_first() -> None:
-    """The unit of `expirer web` differs from the worker's in what it is, starts and needs, and in nothing else."""
+    """The unit of `expirer web` differs from that of the worker in what it is and starts, and in nothing else."""
     ours, theirs = (
         {line for line in unit.splitlines() if line and not line.startswith("#")} for unit in (UNIT, WEB_UNIT)
     )

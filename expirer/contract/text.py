@@ -16,9 +16,6 @@ def decode(value: bytes) -> str:
     return _ESCAPE.sub(rb"\\x5cx\1", value).decode("utf-8", "backslashreplace")
 
 
-readable = decode
-
-
 def encode(text: str) -> bytes:
     """Return the bytes of a text that `decode` made, or that a person typed."""
     return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode("utf-8", "surrogateescape"))

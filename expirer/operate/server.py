@@ -30,8 +30,3 @@ def error_line(error: Exception, settings: Settings) -> str:
     """Return where Redis is, and what an error says."""
     where, text = location(settings), describe(error, settings)
     return printable(text if text.startswith(where) else f"{where}: {text}")
-
-
-# Until every command uses its Shard.
-redis_or_say = reporting_errors
-LATE_TICK_MS = 5000

@@ -45,7 +45,3 @@ def format_pause(pause: Pause) -> str:
     since = "" if pause.since is None else f" since {format_time(pause.since)}"
     until = "until resumed" if pause.until is None else f"until {format_time(pause.until)}"
     return f"by {printable(pause.by) or 'nobody named'}{since} {until}: {printable(pause.reason) or 'no reason'}"
-
-
-# Until every command uses the new names.
-shown, shown_time, shown_pause = printable, format_time, format_pause

@@ -13,12 +13,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-import expirer
 from expirer.config.settings import Settings
 from expirer.connection.errors import location
 from expirer.contract.reasons import ADVICE
 from expirer.operate.snapshot import Snapshot
 from expirer.operate.status import BRAKED, NO_LIVE_WORKER, TOO_OLD, ShardStatus
+from expirer.version import __version__
 from expirer.web.charts import HEIGHT, PERIOD_MS, WIDTH, charts
 from expirer.web.format import cut, figure, moment, span
 from expirer.web.watch import Reading
@@ -85,7 +85,7 @@ def render(page: Page) -> str:
         verdict=_verdict(page),
         style=Markup(STYLE),  # noqa: S704  # our own file, and the policy's hash is of these very bytes
         address=location(settings),
-        version=expirer.__version__,
+        version=__version__,
         period_s=PERIOD_MS // 1000,
         has_events=has_events,
         charts=charts(reading.points, page.now, has_events=has_events) if reading.points else (),

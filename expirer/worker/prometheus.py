@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import redis
@@ -20,7 +20,7 @@ from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-import expirer
+from expirer.version import __version__
 from expirer.worker.http import Answer, Request, Route
 from expirer.worker.metrics import Histogram, ShardMetrics
 from expirer.worker.wake import WakeListener
@@ -32,7 +32,7 @@ class WorkerCollector(Collector):
     """The figures of a process that runs workers."""
 
     def __init__(self, id_: str, shards: Sequence[ShardMetrics], listener: WakeListener) -> None:
-        versions = {"version": expirer.__version__, "python": platform.python_version(), "redis_py": redis.__version__}
+        versions = {"version": __version__, "python": platform.python_version(), "redis_py": redis.__version__}
         self._info = {**versions, "worker": id_}
         self._shards = shards
         self._listener = listener
@@ -92,10 +92,11 @@ def metrics_route(collector: Collector) -> Route:
     registry = CollectorRegistry()
     registry.register(collector)
     ProcessCollector(registry=registry)
+    in_openmetrics: Callable[[CollectorRegistry], bytes] = exposition.generate_latest
 
     def answer(request: Request) -> Answer:
         if "application/openmetrics-text" in request.headers.get("accept", ""):
-            return Answer(exposition.generate_latest(registry), content_type=exposition.CONTENT_TYPE_LATEST)
+            return Answer(in_openmetrics(registry), content_type=exposition.CONTENT_TYPE_LATEST)
         return Answer(generate_latest(registry), content_type=_PLAIN)
 
     return answer
