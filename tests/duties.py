@@ -87,10 +87,10 @@ def audits_what_is_emptied(desk: Desk) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
     written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: KeyTracking) -> set[bytes]:
+    def spied(tracking: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             desk.shop.client.flushall()
-        return written(feed)
+        return written(tracking)
 
     with patch.object(KeyTracking, "written", spied):
         told = desk.complaints("audit")
