@@ -121,7 +121,7 @@ def test_its_health_check_tells(own_server: RedisServer, name: str, command: str
         arguments = [sys.executable, *(re.sub("987[78]", port, word) for word in words)]
         return subprocess.run(arguments, capture_output=True, check=False).returncode
 
-    with Program(own_server.url, "--http-port", port, command=command):
+    with Program(own_server.url, "--http-port", port, "--interval", "1s", command=command):
         wait_until(lambda: check() == 0)
         own_server.stop()
         wait_until(lambda: check() == 1)

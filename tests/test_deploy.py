@@ -178,7 +178,7 @@ def test_each_selector_picks_its_pods() -> None:
 def test_the_guide_names_what_is_there() -> None:
     """Each file and each verb in the guide exists."""
     paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE)
-    paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./]+", GUIDE)]
+    paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./-]+", GUIDE)]
     verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
 
     assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]

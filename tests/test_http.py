@@ -17,7 +17,8 @@ from expirer.config.settings import ConfigurationError
 from expirer.worker import http
 from expirer.worker.http import MOST_CONNECTIONS, MOST_HEAD_BYTES, Answer, HttpServer, Request
 from tests.conftest import Log
-from tests.program import DEADLINE_S, wait_until
+from tests.program import DEADLINE_S, Backlog, Program, wait_until
+from tests.servers import RedisServer, free_port
 
 BIG = 64 * 2**20
 SEVERAL = 500
@@ -221,6 +222,40 @@ def test_an_address_that_cannot_be_had_is_one_line(log: Log, host: str, why: str
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"^EXPIRER_HTTP_HOST={host}, EXPIRER_HTTP_PORT={port}: {why}"):
             HttpServer(host, port, ROUTES, log.logger())
+
+
+def test_no_crowd_disturbs_a_worker(own_server: RedisServer) -> None:
+    """While hundreds of clients sit on half a request or never read, a worker expires, and takes no more memory."""
+    port = free_port()
+    with (
+        own_server.client() as redis,
+        Program(own_server.url, "--http-port", str(port)) as program,
+        ExitStack() as stack,
+    ):
+        program.wait_for("http_started")
+        address = ("127.0.0.1", port)
+        taken = len(list(Path(f"/proc/{program.pid}/fd").iterdir()))
+        bytes_before = _resident_bytes(program.pid)
+        for number in range(SEVERAL):
+            client = stack.enter_context(socket.create_connection(address, DEADLINE_S))
+            with suppress(OSError):
+                client.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"X: " if number % 2 else b"\r\n") * 1000)
+        backlog = Backlog(redis)
+        backlog.add(5)
+        redis.publish(backlog.shop.keys.wake, "1")
+        program.wait_for("processing_completed")
+        with socket.create_connection(address, DEADLINE_S) as probe:
+            probe.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert read(probe).endswith(b"ok\n")
+
+        assert len(list(Path(f"/proc/{program.pid}/fd").iterdir())) <= taken + MOST_CONNECTIONS + 1
+        assert _resident_bytes(program.pid) < bytes_before + 5 * 2**20
+        backlog.assert_expired_once()
+
+
+def _resident_bytes(pid: int) -> int:
+    [pages] = Path(f"/proc/{pid}/statm").read_text().split()[1:2]
+    return int(pages) * resource.getpagesize()
 
 
 def _sends(client: socket.socket, data: bytes) -> bool:

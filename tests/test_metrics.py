@@ -168,6 +168,25 @@ def test_the_furthest_clock_shows(client: redis.Redis) -> None:
     assert (-9000, 2) == (read.skew_ms, len(read.shards[0].workers))
 
 
+def test_settings_that_differ_are_counted(client: redis.Redis) -> None:
+    """Each setting that live workers do not agree on counts; a worker that is gone, or says nothing, does not."""
+    settings = Settings(clock="worker")
+    [shard] = servers = Servers.of(client, settings).shards
+    now = shard.now()
+    others = Settings(clock="worker", grace="5s", retention="1h")
+    for id_, about, last_tick in (
+        ("a", describe(settings), now),
+        ("b", describe(others), now),
+        ("c", "version=0", now),
+        ("d", describe(Settings(clock="worker", score_unit="s")), now - 10**8),
+    ):
+        client.zadd(shard.keys.workers, {id_: last_tick})
+        client.hset(shard.keys.about, id_, about)
+    read = read_figures(servers)
+
+    assert {"0": 2} == figures(InventoryCollector(lambda: read))["expirer_shard_disagreements"]
+
+
 def test_ready_is_a_tick_within_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shard must have ticked, without failure, within its interval: else the answer says which did not."""
     shards = [ShardMetrics(), ShardMetrics()]

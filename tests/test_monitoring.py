@@ -48,7 +48,7 @@ class Shop:
         self.web = Site(server.url, stack)
         self.client = stack.enter_context(server.client())
         inventory = Inventory(self.client)
-        self.client.zadd(inventory.keys.index, {"order-6:mug": 1_700_000_000_000})
+        inventory.hold("mug", 1, 1_700_000_000_000, "order-6:mug", status="Odd")
         inventory.stock("tee", 0, 1)
         inventory.hold("tee", 1, FUTURE, "later:tee")
         self.backlog = Backlog(self.client)
@@ -105,7 +105,7 @@ def queries() -> Iterator[tuple[dict[str, Any], str, str]]:
 
 def test_the_table_is_what_is_served(shop: Shop) -> None:
     """The guide's table has each metric of /metrics with its type and labels, and none that there is not."""
-    wait_until(lambda: 'reason="reservation_missing"' in shop.web.get("/metrics")[1])
+    wait_until(lambda: 'reason="status_unknown"' in shop.web.get("/metrics")[1])
     worker, web = (served(site.get("/metrics")[1]) for site in (shop.worker, shop.web))
 
     assert worker | web == described()
@@ -139,7 +139,7 @@ def test_prometheus_has_the_exact_figures(shop: Shop, prometheus: str) -> None:
     assert units == figure("sum(expirer_worker_expired_units_total)")
     assert units == figure("sum(max by (shard) (expirer_shard_expired_units_total))")
     assert 1 == figure("expirer_shard_active_reservations")
-    assert 1 == figure('expirer_shard_quarantined_reservations_total{reason="reservation_missing"}')
+    assert 1 == figure('expirer_shard_quarantined_reservations_total{reason="status_unknown"}')
     assert 1 == figure("expirer_redis_up")
     assert 1 <= figure('expirer_worker_errors_total{error="ConnectionError"}')
     assert FUTURE / 1000 == figure("expirer_shard_next_expiry_timestamp_seconds")

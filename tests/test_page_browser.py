@@ -15,6 +15,7 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
 from expirer.contract.control import pausing
+from expirer.contract.reasons import ADVICE
 from expirer.web.format import span
 from expirer.web.page import CSP, Page, render
 from expirer.web.watch import Watch
@@ -77,7 +78,7 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)
-    shop.hold("tee", 1, now - 1000)
+    shop.hold("tee", 1, now - 1000, status="Odd")
     watch.read()
     worker.tick()
     server_client.hset(shop.keys.control, mapping=pausing("ann@shop-1", "payment outage", now))  # type: ignore[arg-type]
@@ -98,8 +99,8 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     assert ["mug 7 4"] == browser.texts("#products ~ table tbody tr")
     assert browser.texts("#workers ~ table tbody tr")[0].startswith(f"{worker.id} ")
     assert browser.texts("#totals ~ table tbody tr")[:2] == ["reservations expired 1", "units given back 2"]
-    assert browser.texts("#quarantine ~ table tbody tr")[0].startswith("o2:tee stock_missing ")
-    assert "restore the product, or check EXPIRER_STOCK_PREFIX; then requeue" in browser.texts(".reasons dd")
+    assert browser.texts("#quarantine ~ table tbody tr")[0].startswith("o2:tee status_unknown ")
+    assert [ADVICE["status_unknown"]] == browser.texts(".reasons dd")
     shop.assert_conserved({"mug": 19})
 
 

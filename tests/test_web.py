@@ -136,6 +136,20 @@ def test_redis_away_is_said_and_the_program_lives(fake_server: fakeredis.FakeSer
     assert (200, "ok\n") == ask("/readyz")
 
 
+def test_no_request_reaches_redis(fake_server: fakeredis.FakeServer, log: Log) -> None:
+    """Whatever is asked is answered from what was read last: a crowd costs Redis nothing."""
+    settings = Settings()
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), settings), settings, log.logger())
+    watch.read()
+    fake_server.connected = False
+    answers = {
+        path: route(Request("GET", path, "", {"host": "localhost"})) for path, route in routes(watch, settings).items()
+    }
+
+    assert {200} == {answer.status for answer in answers.values()}
+    assert b"expirer_redis_up 1.0" in answers["/metrics"].body
+
+
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_answers_and_ends_at_once(
@@ -224,4 +238,4 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(sys.modules, "jinja2", None)
 
     assert 2 == cli.main(["web"])
-    assert "expirer: expirer web needs jinja2: pip install 'expirer[http]'\n" == capsys.readouterr().err
+    assert "expirer: jinja2 is not installed: pip install 'expirer[http]'\n" == capsys.readouterr().err
