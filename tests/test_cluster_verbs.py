@@ -19,7 +19,7 @@ from expirer.operate.snapshot import Camera
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import wait_until
-from tests.test_cluster import SHARDS, by_primary, crew_of, running, shops_of
+from tests.test_cluster import SHARDS, by_primary, shops_of, workers_of
 from tests.test_every_verb import EXAMPLES
 from tests.test_tail import expire, following
 
@@ -102,7 +102,7 @@ def test_an_audit_walks_every_primary(client: RedisCluster, verb: Verb) -> None:
 
 def test_a_canary_flies_on_every_shard(cluster: Cluster, client: RedisCluster, verb: Verb, log: Log) -> None:
     """The hold of a canary comes back on each shard."""
-    with running(crew_of(cluster, log)):
+    with workers_of(cluster, log).running():
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
         code, out, err = verb("check --canary")
 

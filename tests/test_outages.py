@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect
+from expirer.connection.connect import Servers, connect_all
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.conftest import Log
@@ -33,16 +33,15 @@ PASSWORD = "pa:ss/w%rd"  # noqa: S105  # it is what must not be found
 @pytest.fixture
 def worker_at(log: Log) -> Iterator[WorkerAt]:
     """Build a worker for a URL, with the client that the program would use."""
-    clients = []
+    opened: list[Servers] = []
 
     def make(url: str) -> Worker:
-        settings = Settings(redis_url=url, batch_size=10)
-        clients.append(connect(settings))
-        return Worker(clients[-1], settings, log.logger())
+        opened.append(connect_all(Settings(redis_url=url, batch_size=10)))
+        return Worker(opened[-1].shards[0], log.logger())
 
     yield make
-    for client in clients:
-        client.close()
+    for servers in opened:
+        servers.__exit__(None, None, None)
 
 
 @pytest.fixture
