@@ -1,4 +1,4 @@
-"""Monitoring to look at: a shop, its Redis, the expirer, Prometheus and Alertmanager on this machine, until Ctrl-C."""
+"""Monitoring to look at: a shop, its Redis, expirer, Prometheus and Alertmanager on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _WAIT = "5s"
 """How long a condition must hold before its alert fires: minutes in production, which nobody watches."""
 
 _TEXT = """\
-A shop, its Redis, the expirer, Prometheus and Alertmanager run on this machine. Look:
+A shop, its Redis, expirer, Prometheus and Alertmanager run on this machine. Look:
 
-  {expirer}/  the expirer's page
-  {expirer}/metrics
+  {web}/  the page
+  {web}/metrics  the figures of the whole inventory
+  {worker}/metrics  those of the worker
   {prometheus}/  Prometheus: figures, and under Alerts what is about to fire
   {alertmanager}/api/v2/alerts  Alertmanager: what fires
 
-Hold everything. Within a minute the page says who and why, and ExpirerPausedTooLong fires. Then go on, and it ends:
+Pause everything. Within a minute the page says who and why, and ExpirerPausedTooLong fires. Resume, and it ends:
 
   {program} pause --redis-url {redis} --reason 'payment outage'
   {program} resume --redis-url {redis}
@@ -41,7 +42,7 @@ Ctrl-C ends all of it.
 
 
 def main() -> int:
-    """Run all of it until told to stop; return the exit code: 1 where something is missing, or ended by itself."""
+    """Run all of it until a signal; return the exit code: 1 if something is missing, or ended by itself."""
     found = {"redis-server": find_server(), **{name: find_tool(name) for name in _TOOLS}}
     binaries = {name: path for name, path in found.items() if path}
     if lacking := found.keys() - binaries:
@@ -58,7 +59,7 @@ def main() -> int:
 
 
 def _start(binaries: dict[str, Path], folder: Path, stack: ExitStack) -> dict[str, Daemon]:
-    """Start everything, each in a folder of its own, ended with the stack; say where to look."""
+    """Start everything, each in its own folder, ended with the stack; print where to look."""
     redis = RedisServer(binaries["redis-server"], _folder(folder / "redis"), port=free_port())
     stack.callback(redis.stop)
     redis.start()
@@ -68,30 +69,34 @@ def _start(binaries: dict[str, Path], folder: Path, stack: ExitStack) -> dict[st
 
     shop = Daemon([sys.executable, _DEPLOY / "shop.py"], _folder(folder / "shop"), environment=environment)
     stack.callback(shop.stop)
-    port = _port(9877)
-    command = [sys.executable, "-m", "expirer", "run", "--http-port", str(port)]
-    expirer = Daemon(command, _folder(folder / "expirer"), port, "/livez", environment)
-    stack.callback(expirer.stop)
+    ours = {}
+    for name, command, usual in (("worker", "run", 9877), ("web", "web", 9878)):
+        port = _port(usual)
+        words = [sys.executable, "-m", "expirer", command, "--http-port", str(port)]
+        ours[name] = Daemon(words, _folder(folder / name), port, "/livez", environment)
+        stack.callback(ours[name].stop)
     place, binary = _folder(folder / "alertmanager"), binaries["prometheus-alertmanager"]
     alertmanager = Alertmanager(binary, place, _port(9093), _DEPLOY / "prometheus" / "alertmanager.yaml")
     stack.callback(alertmanager.stop)
     place = _folder(folder / "prometheus")
     rules = (_DEPLOY / "prometheus" / "alerts.yaml").read_text()
     (place / "alerts.yaml").write_text(re.sub(r"(for:) \d+m$", rf"\1 {_WAIT}", rules, flags=re.MULTILINE))
-    prometheus = Prometheus(binaries["prometheus"], place, _port(9090), _configuration(expirer, alertmanager))
+    prometheus = Prometheus(binaries["prometheus"], place, _port(9090), _configuration(ours, alertmanager))
     stack.callback(prometheus.stop)
 
     program = Path(sys.executable).parent / "expirer"
-    places = {"expirer": expirer.url, "prometheus": prometheus.url, "alertmanager": alertmanager.url}
+    daemons = {**ours, "prometheus": prometheus, "alertmanager": alertmanager}
+    places = {name: daemon.url for name, daemon in daemons.items()}
     sys.stdout.write(_TEXT.format(**places, program=program, redis=url, wait=_WAIT))
     sys.stdout.flush()
-    return {"shop": shop, "expirer": expirer, "alertmanager": alertmanager, "prometheus": prometheus}
+    return {**daemons, "shop": shop}
 
 
-def _configuration(expirer: Daemon, alertmanager: Daemon) -> str:
+def _configuration(ours: dict[str, Daemon], alertmanager: Daemon) -> str:
     """Return the configuration of Compose for these addresses, with an Alertmanager, at a pace to be watched."""
     text = (_DEPLOY / "prometheus" / "prometheus.yaml").read_text()
-    text = re.sub(r"_interval: \w+", "_interval: 1s", text).replace("expirer:9877", expirer.address)
+    text = re.sub(r"_interval: \w+", "_interval: 1s", text)
+    text = text.replace("expirer:9877", ours["worker"].address).replace("web:9878", ours["web"].address)
     return f"{text}\nalerting: {{alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.address}']}}]}}]}}\n"
 
 
@@ -101,7 +106,7 @@ def _folder(path: Path) -> Path:
 
 
 def _port(usual: int) -> int:
-    """Return the port where people look for it, or a free one where somebody else has that."""
+    """Return the port where people look for it, or a free one if that is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):

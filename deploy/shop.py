@@ -1,4 +1,4 @@
-"""A small shop that never closes: shoppers reserve, then pay, extend or leave; something to watch an expirer by."""
+"""A small shop that never closes: shoppers reserve, then pay, extend or leave; something for expirer to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from expirer.contract.keys import shard_keys, shard_of
 from expirer.worker.logs import build_logger
 
 PRODUCTS = {"mug": 8, "tee": 6, "poster": 5, "lamp": 3, "teapot": 3, "vase": 2, "chair": 1, "sofa": 1}
-"""How often each is wanted."""
+"""How often shoppers want each."""
 _DELIVERY = 200
 _MOST_UNITS = 3
 _ORDERS_PER_HOLD = 500
@@ -70,28 +70,28 @@ class Shop:
         self._stops.put(None)
 
     def run(self) -> None:
-        """Serve shoppers until told to stop, through every outage of Redis."""
+        """Serve shoppers until it is stopped, through every outage of Redis."""
         self._log.info("shop_opened", redis=location(self._settings), products=len(PRODUCTS), hold_s=self._hold_s)
         for product_id in PRODUCTS:
             self._in(0, partial(self._restock, product_id))
         self._in(0, self._arrive)
-        while not self._is_told_to_stop(self._later[0][0] - time.monotonic()):
+        while not self._should_stop(self._later[0][0] - time.monotonic()):
             step = heapq.heappop(self._later)
             try:
                 step[2]()
             except (RedisError, OSError) as error:
                 heapq.heappush(self._later, step)
-                self._say_that_redis_is_down(error)
-                if self._is_told_to_stop(_RETRY_S):
+                self._log_down(error)
+                if self._should_stop(_RETRY_S):
                     break
             else:
-                self._say_that_redis_is_back()
+                self._log_back()
         self._log.info("shop_closed", **self._counts)
 
     def _in(self, seconds: float, step: Callable[[], None]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, self._random.getrandbits(64), step))
 
-    def _is_told_to_stop(self, within_s: float) -> bool:
+    def _should_stop(self, within_s: float) -> bool:
         with suppress(Empty):
             self._stops.get(timeout=max(0.0, within_s))
             return True
@@ -117,7 +117,7 @@ class Shop:
         plans: list[Callable[[Order], None] | None] = [self._pay, self._extend, self._release, None]
         (plan,) = self._random.choices(plans, weights=[60, 10, 5, 25])
         if plan is not None:
-            # Some come at the last moment: then the expirer is faster, and they must hear it.
+            # Some come at the last moment: then expirer may be faster, and they are refused.
             self._in(self._hold_s * self._random.uniform(0.05, 1.02), partial(plan, order))
 
     def _pay(self, order: Order) -> None:
@@ -142,10 +142,10 @@ class Shop:
         self._counts[how] += 1
 
     def _restock(self, product_id: str) -> None:
-        """Bring a delivery of what is sold out; the field `stocked` sums them, beside the counters of the contract."""
+        """Add a delivery of what is sold out; the field `stocked` sums them, beside the counters of the contract."""
         key = self._keys[shard_of(product_id, len(self._keys))].stock_prefix + product_id
 
-        def bring(pipe: Pipeline) -> None:
+        def add(pipe: Pipeline) -> None:
             available = cast("bytes | None", pipe.hget(key, "available"))
             pipe.multi()
             if int(available or 0) < _MOST_UNITS:
@@ -153,15 +153,15 @@ class Shop:
                 pipe.hincrby(key, "reserved", 0)
                 pipe.hincrby(key, "stocked", _DELIVERY)
 
-        self._client.transaction(bring, key)
+        self._client.transaction(add, key)
 
-    def _say_that_redis_is_down(self, error: Exception) -> None:
+    def _log_down(self, error: Exception) -> None:
         if not self._is_down:
             self._is_down = True
             message = redact(str(error), self._settings)
             self._log.warning("redis_is_down", error=type(error).__name__, message=message)
 
-    def _say_that_redis_is_back(self) -> None:
+    def _log_back(self) -> None:
         if self._is_down:
             self._is_down = False
             self._log.info("redis_is_back")

@@ -1,147 +1,41 @@
-"""The verbs of the command line: what each is called, what it takes, what it does."""
+"""The commands: the function that each one calls, its options, and its help."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 from expirer.config.durations import LONGEST, parse_duration
-from expirer.config.settings import ConfigurationError, load
-from expirer.worker import process
+from expirer.config.settings import GROUPS
 
-# What the sidecar does not need is imported where it is used.
+_ALL = tuple(GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
-class Verb:
-    """One verb; `options` are argparse's, in order of appearance."""
+class Command:
+    """One command; its function is imported when it runs."""
 
-    run: Callable[[dict[str, str], dict[str, Any]], int]
-    """Takes the settings given as flags, and the options; returns the exit code."""
+    function: str
+    """`module:function` of this package: takes the settings, and the options by name; returns the exit code."""
     summary: str
     detail: str
     example: str
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Flag -> argparse's keywords for it. `dest` is the function's parameter; `function` chooses another function."""
+    settings: tuple[str, ...] = ("connection", "inventory", "layout")
+    """The groups of settings that its help lists."""
 
 
-def _run(flags: dict[str, str], _options: dict[str, Any]) -> int:
-    return process.run(load(flags))
-
-
-def _once(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import pause  # noqa: PLC0415
-
-    settings = load(flags)
-    return pause.preview(settings) if options["dry_run"] else process.run_once(settings)
-
-
-def _status(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate.status import status  # noqa: PLC0415
-
-    return status(load(flags), options["max_lateness"], as_json=options["json"])
-
-
-def _pending(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate.inspect import pending  # noqa: PLC0415
-
-    product_id, due_within, limit = options["product"], options["due_within"], options["limit"]
-    return pending(load(flags), product_id, due_within, limit, as_json=options["json"])
-
-
-def _show(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate.inspect import show  # noqa: PLC0415
-
-    return show(load(flags), options["reservation_id"], as_json=options["json"])
-
-
-def _tail(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate.tail import tail  # noqa: PLC0415
-
-    return tail(load(flags), options["from"], as_json=options["json"])
-
-
-def _top(flags: dict[str, str], _options: dict[str, Any]) -> int:
-    from expirer.operate.top import top  # noqa: PLC0415
-
-    return top(load(flags))
-
-
-def _pause(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import pause  # noqa: PLC0415
-
-    return pause.pause(load(flags), options["for"], options["reason"], options["shard"])
-
-
-def _resume(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import pause  # noqa: PLC0415
-
-    return pause.resume(load(flags), options["shard"], is_sure=options["yes"])
-
-
-def _quarantine_list(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import quarantine  # noqa: PLC0415
-
-    return quarantine.list_(load(flags), options["reason"], as_json=options["json"])
-
-
-def _quarantine_show(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import quarantine  # noqa: PLC0415
-
-    return quarantine.show(load(flags), options["reservation_id"], as_json=options["json"])
-
-
-def _quarantine_requeue(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import quarantine  # noqa: PLC0415
-
-    return quarantine.requeue(load(flags), options["reservation_ids"], options["reason"], is_all=options["all"])
-
-
-def _quarantine_release(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import quarantine  # noqa: PLC0415
-
-    return quarantine.release(load(flags), options["reservation_id"], options["quantity"], options["product"])
-
-
-def _quarantine_drop(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import quarantine  # noqa: PLC0415
-
-    return quarantine.drop(load(flags), options["reservation_ids"], is_sure=options["yes"])
-
-
-def _audit(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import audit  # noqa: PLC0415
-
-    settings, product_id = load(flags), options["product"]
-    if not options["repair"]:
-        return audit.audit(settings, product_id, as_json=options["json"])
-    if options["json"]:
-        raise ConfigurationError(["--json goes with audit alone; a repair writes what it does into the log"])
-    return audit.repair(settings, product_id, is_sure=options["yes"])
-
-
-def _reshard(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate.reshard import reshard  # noqa: PLC0415
-
-    return reshard(load(flags), options["to"], is_sure=options["yes"])
-
-
-def _check(flags: dict[str, str], options: dict[str, Any]) -> int:
-    from expirer.operate import canary, check  # noqa: PLC0415
-
-    verb = canary.canary if options["canary"] else check.check
-    return verb(load(flags), as_json=options["json"])
-
-
-def _demo(flags: dict[str, str], _options: dict[str, Any]) -> int:
-    from expirer import demo  # noqa: PLC0415
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it removes its keys
-    return demo.run(load(flags), embedded=not {"redis_url", "redis_sentinels"} & flags.keys())
+def resolve(function: str) -> Callable[..., int]:
+    """Import a command's function."""
+    module, _, name = function.partition(":")
+    found: Callable[..., int] = getattr(import_module(f"expirer.{module}"), name)
+    return found
 
 
 def _duration(text: str) -> timedelta:
@@ -149,200 +43,233 @@ def _duration(text: str) -> timedelta:
         duration = parse_duration(text)
         if isinstance(duration, timedelta) and timedelta(0) < duration <= LONGEST:
             return duration
-    raise argparse.ArgumentTypeError("needs a duration such as 90s, 30m or 2h")
+    raise argparse.ArgumentTypeError("must be a duration such as 90s, 30m or 2h")
 
 
 def _count(text: str) -> int:
-    if text.isdecimal() and int(text):
+    if text.isdecimal() and 0 < len(text) < len(str(2**53)) and int(text):
         return int(text)
-    raise argparse.ArgumentTypeError("needs a number from 1")
+    raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
 
 
-_JSON: dict[str, Any] = {"action": "store_true", "help": "JSON, for programs"}
-_PRODUCT: dict[str, Any] = {"metavar": "P", "help": "only of this product"}
-_REASON: dict[str, Any] = {"metavar": "REASON", "help": "only of this reason, such as stock_missing"}
-_RESERVATION_ID: dict[str, Any] = {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"}
-_SHARD: dict[str, Any] = {"type": int, "metavar": "N", "help": "only this shard; default all"}
-_YES: dict[str, Any] = {"action": "store_true", "help": "do not ask"}
+def _instead(function: str, text: str) -> dict[str, Any]:
+    return {"action": "store_const", "dest": "function", "const": function, "help": text}
 
-VERBS = {
-    "run": Verb(
-        _run,
-        "release the units of due reservations until stopped (the sidecar)",
-        "Runs until SIGTERM or SIGINT; then finishes its batch and exits 0 within a second.",
-        "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer run --interval 30s",
-    ),
-    "once": Verb(
-        _once,
-        "release what is due now, then exit (cron, Kubernetes CronJob)",
-        "Exits 0 when done or nothing was due; 1 when Redis failed, the control key moved, or the brake was pulled.",
-        "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
-        {"--dry-run": {"action": "store_true", "help": "say what the next batch would do, and write nothing"}},
-    ),
-    "check": Verb(
-        _check,
-        "say whether this Redis, these rights and this layout will serve, before a deployment",
-        "Works on scratch keys of the namespace and removes them. Exits 1 where a line is a failure.",
-        "expirer check --redis-url redis://redis:6379/0",
-        {
-            "--canary": {
-                "action": "store_true",
-                "help": "make a hold of its own, and wait for a live worker to expire it",
+
+_JSON = {"dest": "as_json", "action": "store_true", "help": "print JSON, for programs"}
+_YES = {"dest": "is_sure", "action": "store_true", "help": "do not ask for confirmation"}
+_PRODUCT = {"dest": "product_id", "metavar": "PRODUCT", "help": "only this product"}
+_REASON = {"metavar": "REASON", "help": "only entries with this reason, such as stock_missing"}
+_ID = {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"}
+_SHARD = {"type": int, "metavar": "N", "help": "only this shard; default all"}
+
+SECTIONS: dict[str, dict[str, Command]] = {
+    "run": {
+        "run": Command(
+            "worker.process:run",
+            "Expire reservations as they fall due, until stopped (the sidecar)",
+            "On SIGTERM, SIGINT or SIGHUP it finishes its batch and exits 0 within a second.",
+            "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer run --interval 30s",
+            settings=_ALL,
+        ),
+        "once": Command(
+            "worker.process:run_once",
+            "Expire what is due now, then exit (for cron or a Kubernetes CronJob)",
+            "Exits 0 when done; 1 if Redis failed, the control key changed meanwhile, or the brake was pulled.",
+            "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
+            {"--dry-run": _instead("operate.pause:preview", "show what the next batch would do; write nothing")},
+            settings=_ALL,
+        ),
+        "web": Command(
+            "web.server:serve",
+            "Serve a page and the inventory's metrics, read from Redis (one per inventory)",
+            "Listens on port 9878 unless EXPIRER_HTTP_PORT says otherwise. Runs until SIGTERM, SIGINT or SIGHUP.",
+            "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer web --http-port 9878",
+            settings=_ALL,
+        ),
+        "demo": Command(
+            "demo:run",
+            "Watch a small simulated shop for about 15 seconds",
+            "Uses an embedded Redis, or with --redis-url a real one, from which it removes its keys at the end.",
+            "expirer demo",
+            settings=("connection",),
+        ),
+    },
+    "look": {
+        "check": Command(
+            "operate.check:check",
+            "Check before a deployment that this Redis, its permissions and this layout will work",
+            "Works on scratch keys of the namespace and removes them. Exits 1 if a line says failure.",
+            "expirer check --redis-url redis://redis:6379/0",
+            {
+                "--canary": _instead(
+                    "operate.canary:canary", "reserve a unit of a test product, and wait for a live worker to expire it"
+                ),
+                "--json": _JSON,
             },
-            "--json": _JSON,
-        },
-    ),
-    "status": Verb(
-        _status,
-        "look: what is due, how late, who works, what is held (also a probe)",
-        "Exits 0 when healthy; 1 without a live worker, with an overdue older than --max-lateness, or without Redis.",
-        "expirer status --json --max-lateness 30s",
-        {
-            "--json": _JSON,
-            "--max-lateness": {
-                "type": _duration,
-                "metavar": "DURATION",
-                "default": timedelta(seconds=10),
-                "help": "how long the oldest overdue reservation may wait; default 10s",
+        ),
+        "status": Command(
+            "operate.status:status",
+            "Show overdue reservations, live workers and pauses. The exit code makes it a probe",
+            "Exits 0 if healthy; 1 without a live worker, with a reservation overdue for longer than --max-lateness,\n"
+            "or without Redis.",
+            "expirer status --json --max-lateness 30s",
+            {
+                "--json": _JSON,
+                "--max-lateness": {
+                    "type": _duration,
+                    "metavar": "DURATION",
+                    "default": timedelta(seconds=10),
+                    "help": "how long the oldest reservation may be overdue; default 10s",
+                },
             },
-        },
-    ),
-    "top": Verb(
-        _top,
-        "watch a live screen of backlog, lateness, rate, products and workers",
-        "Leave with q or Ctrl-C. Reads only, once a second; survives an outage of Redis.",
-        "expirer top",
-    ),
-    "pending": Verb(
-        _pending,
-        "list the reservations that fall due next",
-        "Looks at the next 10,000 of each shard at most; only reads. Exits 1 when Redis failed.",
-        "expirer pending --product mug --due-within 5m",
-        {
-            "--product": _PRODUCT,
-            "--due-within": {
-                "type": _duration,
-                "metavar": "DURATION",
-                "help": "only what falls due within it, such as 5m",
+        ),
+        "top": Command(
+            "operate.top:top",
+            "Watch backlog, lateness, rate, products and workers on a live screen",
+            "Quit with q or Ctrl-C. Reads once a second, writes nothing, and reconnects after an outage of Redis.",
+            "expirer top",
+        ),
+        "pending": Command(
+            "operate.inspect:pending",
+            "List the reservations that fall due next",
+            "Reads the next 10,000 of each shard at most; writes nothing. Exits 1 if Redis failed.",
+            "expirer pending --product mug --due-within 5m",
+            {
+                "--product": _PRODUCT,
+                "--due-within": {"type": _duration, "metavar": "DURATION", "help": "only those due within it"},
+                "--limit": {"type": _count, "metavar": "N", "default": 20, "help": "list at most N; default 20"},
+                "--json": _JSON,
             },
-            "--limit": {"type": _count, "metavar": "N", "default": 20, "help": "at most so many; default 20"},
-            "--json": _JSON,
-        },
-    ),
-    "show": Verb(
-        _show,
-        "tell everything that is known of one reservation",
-        "Its fields, its place in the index, its quarantine entry, its event. Exits 1 where there is no trace of it.",
-        "expirer show order-1:mug",
-        {"reservation_id": _RESERVATION_ID, "--json": _JSON},
-    ),
-    "tail": Verb(
-        _tail,
-        "follow the events of expired reservations, like tail -f",
-        "Runs until Ctrl-C or SIGTERM; waits out an outage of Redis and loses nothing that the stream still has.",
-        "expirer tail --from 10m --json",
-        {
-            "--from": {
-                "metavar": "START",
-                "help": "begin earlier: a duration such as 10m, `start`, or an id of the stream; default now",
+        ),
+        "show": Command(
+            "operate.inspect:show",
+            "Show everything about one reservation",
+            "Its fields, its index entry, its quarantine entry and its event. Exits 1 if there is no trace of it.",
+            "expirer show order-1:mug",
+            {"reservation_id": _ID, "--json": _JSON},
+        ),
+        "tail": Command(
+            "operate.tail:tail",
+            "Follow the events of expired reservations, like tail -f",
+            "Runs until Ctrl-C or SIGTERM. After an outage of Redis it goes on where it was.",
+            "expirer tail --from 10m --json",
+            {
+                "--from": {
+                    "dest": "start",
+                    "metavar": "START",
+                    "help": "begin earlier: a duration such as 10m, `start`, or a stream id; default now",
+                },
+                "--json": _JSON,
             },
-            "--json": _JSON,
-        },
-    ),
-    "pause": Verb(
-        _pause,
-        "hold: from then on nothing expires, on any worker",
-        "Reservations stay Active and their units held. Ends by itself with --for. Exits 1 when Redis failed.",
-        "expirer pause --for 30m --reason 'payment outage'",
-        {
-            "--for": {"type": _duration, "metavar": "DURATION", "help": "resume by itself after it, such as 30m"},
-            "--reason": {"default": "", "metavar": "TEXT", "help": "why, for those who look later"},
-            "--shard": _SHARD,
-        },
-    ),
-    "resume": Verb(
-        _resume,
-        "go on, and let go what the brake holds",
-        "Says first what would expire. Where the brake holds it asks, or wants --yes. Exits 1 when Redis failed.",
-        "expirer resume --yes",
-        {"--yes": _YES, "--shard": _SHARD},
-    ),
-    "quarantine list": Verb(
-        _quarantine_list,
-        "list what could not be expired, and why",
-        "Only reads. Exits 1 when Redis failed.",
-        "expirer quarantine list --reason stock_missing",
-        {"--reason": _REASON, "--json": _JSON},
-    ),
-    "quarantine show": Verb(
-        _quarantine_show,
-        "tell everything that is known of one entry, and what to do about it",
-        "Only reads. Exits 1 where it is not in quarantine.",
-        "expirer quarantine show order-1:mug",
-        {"reservation_id": _RESERVATION_ID, "--json": _JSON},
-    ),
-    "quarantine requeue": Verb(
-        _quarantine_requeue,
-        "put entries back into the index, once their cause was mended",
-        "The next tick expires each, or quarantines it anew. Exits 1 where one could not be put back.",
-        "expirer quarantine requeue --reason stock_missing",
-        {
-            "reservation_ids": {"nargs": "*", "metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
-            "--reason": _REASON,
-            "--all": {"action": "store_true", "help": "every entry"},
-        },
-    ),
-    "quarantine release": Verb(
-        _quarantine_release,
-        "free the units of one entry by hand, as many as you say",
-        "They go from reserved to available, and the reservation is marked Expired. Exits 1 where that is refused.",
-        "expirer quarantine release order-1:mug --quantity 2",
-        {
-            "reservation_id": _RESERVATION_ID,
-            "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
-            "--product": {"metavar": "P", "help": "of which product, where the reservation cannot say"},
-        },
-    ),
-    "quarantine drop": Verb(
-        _quarantine_drop,
-        "give up on entries: they leave the quarantine, and no counter is touched",
-        "The reservation is marked Expired. Asks, or wants --yes. Exits 1 where one is not there.",
-        "expirer quarantine drop --yes order-1:mug",
-        {
-            "reservation_ids": {"nargs": "+", "metavar": "RESERVATION_ID", "help": "such as order-1:mug"},
-            "--yes": _YES,
-        },
-    ),
-    "audit": Verb(
-        _audit,
-        "compare every reservation, index entry and counter, and mend them with --repair",
-        "Walks the whole database in small slices, safe beside live traffic. Exits 1 when something is wrong.",
-        "expirer audit --repair",
-        {
-            "--product": _PRODUCT,
-            "--json": _JSON,
-            "--repair": {"action": "store_true", "help": "show what would mend it, ask, and mend what can be known"},
-            "--yes": _YES,
-        },
-    ),
-    "reshard": Verb(
-        _reshard,
-        "move the inventory to more shards, in a window without checkouts",
-        "Pauses expiry, moves product by product, audits. May be interrupted and repeated. Exits 1 where it is undone.",
-        "expirer reshard --to 16",
-        {
-            "--to": {"type": int, "metavar": "N", "required": True, "help": "how many shards there will be"},
-            "--yes": _YES,
-        },
-    ),
-    "demo": Verb(
-        _demo,
-        "watch a small simulated shop for about 15 seconds",
-        "Uses an embedded Redis, or a real one with --redis-url, where it removes its keys at the end.",
-        "expirer demo",
-    ),
+        ),
+    },
+    "pause and repair": {
+        "pause": Command(
+            "operate.pause:pause",
+            "Pause expiry on all workers",
+            "Reservations stay Active and keep their units. With --for it ends at that time. Exits 1 if Redis failed.",
+            "expirer pause --for 30m --reason 'payment outage'",
+            {
+                "--for": {
+                    "dest": "duration",
+                    "type": _duration,
+                    "metavar": "DURATION",
+                    "help": "resume after this time, such as 30m",
+                },
+                "--reason": {"default": "", "metavar": "TEXT", "help": "why, for your colleagues"},
+                "--shard": _SHARD,
+            },
+        ),
+        "resume": Command(
+            "operate.pause:resume",
+            "Resume expiry, and release the backlog that the brake is holding back",
+            "Shows first what would expire. If the brake was pulled it asks, or needs --yes. Exits 1 if Redis failed.",
+            "expirer resume --yes",
+            {"--yes": _YES, "--shard": _SHARD},
+        ),
+        "quarantine list": Command(
+            "operate.quarantine:list_",
+            "List the entries that could not be expired, and why",
+            "Writes nothing. Exits 1 if Redis failed.",
+            "expirer quarantine list --reason stock_missing",
+            {"--reason": _REASON, "--json": _JSON},
+        ),
+        "quarantine show": Command(
+            "operate.quarantine:show",
+            "Show everything about one entry, and what to do about it",
+            "Writes nothing. Exits 1 if it is not in quarantine.",
+            "expirer quarantine show order-1:mug",
+            {"reservation_id": _ID, "--json": _JSON},
+        ),
+        "quarantine requeue": Command(
+            "operate.quarantine:requeue",
+            "Put entries back into the index, after you have fixed the cause",
+            "The next tick expires each of them, or quarantines it again. Exits 1 if one could not be put back.",
+            "expirer quarantine requeue --reason stock_missing",
+            {
+                "ids": {**_ID, "nargs": "*"},
+                "--reason": _REASON,
+                "--all": {"dest": "is_all", "action": "store_true", "help": "every entry"},
+            },
+        ),
+        "quarantine release": Command(
+            "operate.quarantine:release",
+            "Give the units of one entry back, in the quantity that you name",
+            "Moves them from reserved to available and marks the reservation Expired. Exits 1 if that is refused.",
+            "expirer quarantine release order-1:mug --quantity 2",
+            {
+                "reservation_id": _ID,
+                "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
+                "--product": {**_PRODUCT, "help": "the product, if the reservation does not name it"},
+                "--force": {
+                    "dest": "is_forced",
+                    "action": "store_true",
+                    "help": "even if there never was such a reservation (reservation_missing)",
+                },
+            },
+        ),
+        "quarantine drop": Command(
+            "operate.quarantine:drop",
+            "Remove entries without changing any counter",
+            "Marks the reservations Expired. Asks, or needs --yes. Exits 1 if one is not in quarantine.",
+            "expirer quarantine drop --yes order-1:mug",
+            {"ids": {**_ID, "nargs": "+"}, "--yes": _YES},
+        ),
+        "audit": Command(
+            "operate.audit:audit",
+            "Compare every reservation, index entry and counter; repair them with --repair",
+            "Reads the whole database in small slices, safe beside live traffic. Exits 1 if something is wrong.",
+            "expirer audit --repair",
+            {
+                "--product": _PRODUCT,
+                "--json": _JSON,
+                "--repair": {"dest": "is_repair", "action": "store_true", "help": "show the repairs, ask, and do them"},
+                "--yes": _YES,
+            },
+        ),
+        "reshard": Command(
+            "operate.reshard:reshard",
+            "Move the inventory to another number of shards, while no checkout runs",
+            "Pauses expiry, moves product by product, and audits. You may interrupt and repeat it.\n"
+            "Exits 1 if something is left to do.",
+            "expirer reshard --to 16",
+            {
+                "--to": {
+                    "dest": "shards",
+                    "type": int,
+                    "metavar": "N",
+                    "required": True,
+                    "help": "the new number of shards",
+                },
+                "--yes": _YES,
+            },
+        ),
+    },
 }
-"""By name; of two words where a verb has actions."""
+"""Section of the help -> name -> command."""
 
-GROUPS = {"quarantine": "mend what could not be expired: list, show, requeue, release, drop"}
-"""The verbs of two words: what the first is about."""
+COMMANDS = {name: command for section in SECTIONS.values() for name, command in section.items()}
+"""By name, which is two words if the first is one of FAMILIES."""
+
+FAMILIES = {"quarantine": "Handle what could not be expired: list, show, requeue, release, drop"}

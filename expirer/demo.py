@@ -1,9 +1,8 @@
-"""A small simulated shop: shoppers reserve, pay, abandon; the real worker gives abandoned units back."""
+"""Runs a small simulated shop: shoppers reserve, pay and leave; the real worker gives their units back."""
 
 from __future__ import annotations
 
 import heapq
-import random
 import secrets
 import sys
 import threading
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from statistics import median
 from typing import cast
 
@@ -31,6 +31,7 @@ from expirer.connection.errors import location, redact
 from expirer.contract import scripts
 from expirer.contract.keys import ShardKeys, shard_keys
 from expirer.worker.logs import build_logger
+from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker
 
 STOCKED = {"lamp": 15, "mug": 60, "poster": 90, "tee": 40}
@@ -38,12 +39,12 @@ _OPEN_S = 11.0
 _SHOPPERS_PER_S = 14
 _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.8, 3.0
 _SETTLE_S = 3.0
-"""How long after closing the last holds may take to end; a deadline, not a wait."""
+"""How long after closing the last reservations may take to end; it waits no longer than it must."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One product at the end, in units; `sold` and `released` as the shop remembers them."""
+    """One product at the end, in units; `sold` and `released` are what the shop counted itself."""
 
     product_id: str
     stocked: int
@@ -60,11 +61,11 @@ class Row:
 
 
 class Shop:
-    """Shoppers on one thread: each reserves, and later pays, changes their mind, extends, or just leaves."""
+    """Shoppers on one thread: each reserves, and later pays, releases, extends and pays, or just leaves."""
 
-    def __init__(self, reservations: Reservations, seed: int) -> None:
+    def __init__(self, reservations: Reservations) -> None:
         self._reservations = reservations
-        self._random = random.Random(seed)  # noqa: S311  # a simulation, not a secret
+        self._random = secrets.SystemRandom()
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self.reservation_ids: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -72,7 +73,7 @@ class Shop:
         self.released: Counter[str] = Counter()
 
     def open(self, on_second: Callable[[int], None]) -> None:
-        """Let shoppers in for some seconds, then serve those who are still inside."""
+        """Let shoppers in for some seconds, then let everyone inside finish."""
         start = time.monotonic()
         for number in range(int(_OPEN_S * _SHOPPERS_PER_S)):
             self._at(start + number / _SHOPPERS_PER_S, partial(self._arrive, number))
@@ -89,20 +90,20 @@ class Shop:
     def _arrive(self, number: int) -> None:
         order_id, product_id = f"order-{number}", self._random.choice(list(STOCKED))
         quantity = self._random.randint(1, 3)
+        self.reservation_ids.append(f"{order_id}:{product_id}")  # before it exists: a stop may come at any moment
         hold_s = self._random.uniform(_SHORTEST_HOLD_S, _LONGEST_HOLD_S)
         try:
-            reservation = self._reservations.reserve(order_id, product_id, quantity, timedelta(seconds=hold_s))
+            self._reservations.reserve(order_id, product_id, quantity, timedelta(seconds=hold_s))
         except InsufficientStock:
             self.counts["sold out"] += 1
             return
         self.counts["reserved"] += 1
-        self.reservation_ids.append(reservation.id)
         (plan,) = self._random.choices(["pay", "leave", "release", "extend"], weights=[35, 45, 10, 10])
         if plan == "leave":
             return
 
         def act() -> None:
-            # Some pay at the last moment: then the worker may be faster, and the shop must hear it.
+            # A shopper who pays at the last moment may be too late: the worker was faster.
             with suppress(Refused):
                 if plan == "release":
                     self._reservations.release(order_id, product_id)
@@ -119,12 +120,12 @@ class Shop:
         self._at(time.monotonic() + hold_s * self._random.uniform(0.2, 1.02), act)
 
 
-def run(settings: Settings, *, embedded: bool) -> int:
-    """Run the demo on an embedded Redis or on the one of the settings; return the exit code."""
+def run(settings: Settings, *, is_embedded: bool) -> int:
+    """Run the demo on an embedded Redis, or on that of the settings; return the exit code."""
     namespace = f"expirer-demo-{secrets.token_hex(2)}"
     defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in CONNECTION}
     settings = settings.model_copy(update=defaults | {"namespace": namespace, "log_level": "warning"})
-    if not embedded:
+    if not is_embedded:
         return _run_on(settings)
     with _embedded_redis() as url:
         own = {name: Settings.model_fields[name].get_default() for name in CONNECTION} | {"redis_url": SecretStr(url)}
@@ -135,13 +136,13 @@ def _run_on(settings: Settings) -> int:
     client = connect(settings)
     client.set_retry(Retry(NoBackoff(), 3))  # every step of a shop may be repeated
     (keys,) = shard_keys(settings)
-    shop = Shop(Reservations.from_settings(client, settings), seed=secrets.randbits(32))
+    shop = Shop(Reservations.from_settings(client, settings))
     try:
         for name in ("expire", "reserve", "confirm", "release", "extend"):
             client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT
-        for product_id, units in STOCKED.items():
-            client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
         try:
+            for product_id, units in STOCKED.items():
+                client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
             _simulate(client, settings, keys, shop)
             rows, lateness_ms = _count(client, keys, shop)
         finally:
@@ -153,20 +154,24 @@ def _run_on(settings: Settings) -> int:
 
 
 def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) -> None:
-    _say(f"A small shop on {location(settings)}; the worker checks, the shoppers come and go.")
+    _say(f"A small shop on {location(settings)}, with a worker.")
     _say("Look inside while it runs:")
     _say(f"  {_redis_cli(settings)} ZRANGE '{keys.index}' 0 -1 WITHSCORES")
     _say(f"  {_redis_cli(settings)} HGETALL '{keys.stock_prefix}mug'\n")
-    worker = Worker(connect_all(settings).shards[0], build_logger(settings))
+    log = build_logger(settings)
+    worker = Worker(connect_all(settings).shards[0], log)
+    listener = WakeListener([worker], log)
+    listener.start()
     thread = threading.Thread(target=worker.run, name="expirer-worker")
     thread.start()
     try:
         shop.open(lambda second: _print_progress(client, keys, shop, second))
-        _say("Closed; the last holds end.")
+        _say("Closed. The last reservations end.")
         deadline = time.monotonic() + _SETTLE_S
         while client.zcard(keys.index) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
+        listener.stop()
         worker.stop()
         thread.join()
 
@@ -188,18 +193,8 @@ def _count(client: Redis, keys: ShardKeys, shop: Shop) -> tuple[list[Row], list[
     rows = []
     for product_id, stocked in STOCKED.items():
         counters = cast("list[bytes]", client.hmget(keys.stock_prefix + product_id, ["available", "reserved"]))
-        available, reserved = map(int, counters)
-        rows.append(
-            Row(
-                product_id=product_id,
-                stocked=stocked,
-                available=available,
-                reserved=reserved,
-                sold=shop.sold[product_id],
-                released=shop.released[product_id],
-                expired=expired[product_id],
-            )
-        )
+        counts = (of_product[product_id] for of_product in (shop.sold, shop.released, expired))
+        rows.append(Row(product_id, stocked, *map(int, counters), *counts))
     return rows, lateness_ms
 
 
@@ -225,7 +220,7 @@ def _report(rows: list[Row], lateness_ms: list[int]) -> int:
         _say(f"\nUnits came back {median(lateness_ms):.0f} ms late (median), {max(lateness_ms)} ms (worst).")
     broken = [row.product_id for row in rows if not row.is_conserved]
     if broken:
-        _say(f"BROKEN: available + reserved + sold is not what was stocked: {', '.join(broken)}")
+        _say(f"BROKEN: available + reserved + sold differs from what was stocked: {', '.join(broken)}")
         return 1
     _say("Conserved: available + reserved + sold is what was stocked, for every product.")
     return 0
@@ -235,15 +230,14 @@ def _report(rows: list[Row], lateness_ms: list[int]) -> int:
 def _embedded_redis() -> Iterator[str]:
     """Run fakeredis over TCP on a free loopback port; yield its URL."""
     try:
-        from fakeredis import TcpFakeServer  # noqa: PLC0415  # only the embedded demo needs it
+        server = import_module("fakeredis").TcpFakeServer(("127.0.0.1", 0))
     except ImportError:
         raise ConfigurationError(
             ["the embedded demo needs fakeredis: pip install 'expirer[demo]', or give --redis-url"]
         ) from None
-    server = TcpFakeServer(("127.0.0.1", 0))
     server.daemon_threads = True
-    # Else each answer in two parts waits 40 ms for the client's acknowledgement of the first.
-    server.RequestHandlerClass.disable_nagle_algorithm = True  # type: ignore[attr-defined]
+    # With Nagle's algorithm an answer in two parts waits 40 ms for the client's acknowledgement of the first.
+    server.RequestHandlerClass.disable_nagle_algorithm = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"redis://127.0.0.1:{server.server_address[1]}/0"

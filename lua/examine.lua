@@ -1,5 +1,5 @@
--- Look at some reservations of one shard: each as it stands in its key, in the index and in the quarantine, all
--- in one moment. Only reads.
+-- Read some reservations of one shard: each as it is in its key, in the index and in the quarantine, all in one
+-- moment. Only reads.
 --
 -- KEYS
 --   KEYS[1]  index       ZSET  reservation id -> ExpiresAt
@@ -15,9 +15,9 @@
 --   ARGV[6]  active              status word
 --   ARGV[7]  ids                 and all after it: reservation ids, at most 1,000
 --
--- Returns  nine strings for each id; empty where there is none
---   the key's type, product_id, quantity, status, expires_at, reserved_at, score, quarantine entry, and where the
---   status is not Active the key's time to live in ms, -1 without one
+-- Returns  nine strings for each id; empty if there is none
+--   the key's type, product_id, quantity, status, expires_at, reserved_at, score, quarantine entry, and the key's
+--   time to live in ms, -1 without one; numbers and times are cut to 32 characters, more than any valid one has
 
 local index, quarantine = KEYS[1], KEYS[2]
 local reservation_prefix = ARGV[1]
@@ -25,16 +25,21 @@ local PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT, ACTIVE = ARGV[2], ARGV[3], ARGV[
 
 local call = redis.call
 local answer = {}
+
+local function short(value)
+  return value and value:sub(1, 32) or ''
+end
+
 for i, id in ipairs({unpack(ARGV, 7)}) do
   local key = reservation_prefix .. id
   local kind = call('TYPE', key).ok
-  local row = {}
-  if kind == 'hash' then row = call('HMGET', key, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT, 'reserved_at') end
-  local status = kind == 'hash' and (STATUS ~= '' and row[3] or ACTIVE) or ''
+  local is_hash = kind == 'hash'
+  local row = is_hash and call('HMGET', key, PRODUCT_ID, QUANTITY, STATUS, EXPIRES_AT, 'reserved_at') or {}
   local n = 9 * (i - 1)
-  answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = kind, row[1] or '', row[2] or '', status
-  answer[n + 5], answer[n + 6] = EXPIRES_AT ~= '' and row[4] or '', row[5] or ''
+  answer[n + 1], answer[n + 2], answer[n + 3] = kind, row[1] or '', short(row[2])
+  answer[n + 4] = is_hash and (STATUS ~= '' and row[3] or ACTIVE) or ''
+  answer[n + 5], answer[n + 6] = EXPIRES_AT ~= '' and short(row[4]) or '', short(row[5])
   answer[n + 7], answer[n + 8] = call('ZSCORE', index, id) or '', call('HGET', quarantine, id) or ''
-  answer[n + 9] = kind == 'hash' and status ~= ACTIVE and tostring(call('PTTL', key)) or ''
+  answer[n + 9] = is_hash and string.format('%.0f', call('PTTL', key)) or ''
 end
 return answer

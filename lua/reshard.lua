@@ -67,15 +67,21 @@ local function rename(key, new_key)
   if refusal and not tostring(refusal):find('no such key', 1, true) then call('RENAME', key, new_key) end
 end
 
+-- A name that neither shard has: ids may be any bytes.
+local nobody = ''
+while call('ZMSCORE', index, nobody)[1] or call('ZMSCORE', new_index, nobody)[1]
+  or call('HMGET', quarantine, nobody)[1] or call('HMGET', new_quarantine, nobody)[1]
+  or call('EXISTS', prefix .. nobody, new_prefix .. nobody) > 0 do
+  nobody = nobody .. '\0'
+end
+
 -- From here on the script writes. A full server, a replica or a missing right refuses the first use of a command,
--- so each is first used where a refusal leaves everything in place: on a name that nothing has.
-local NOBODY = '\0'
-call('ZADD', new_index, 'XX', 0, NOBODY)
-call('ZMSCORE', index, NOBODY)
-call('ZREM', index, NOBODY)
-call('HDEL', quarantine, NOBODY)
-call('HDEL', new_quarantine, NOBODY)
-rename(prefix .. NOBODY, new_prefix .. NOBODY)
+-- so each is first used on that name, where a refusal leaves everything in place.
+call('ZADD', new_index, 'XX', 0, nobody)
+call('ZREM', index, nobody)
+call('HDEL', quarantine, nobody)
+call('HDEL', new_quarantine, nobody)
+rename(prefix .. nobody, new_prefix .. nobody)
 each(function(ids)
   local entries = {}
   for i, entry in ipairs(call('HMGET', quarantine, unpack(ids))) do
@@ -103,4 +109,4 @@ each(function(ids)
   end
   call('HDEL', quarantine, unpack(ids))
 end)
-return {'moved', tostring(moved)}
+return {'moved', string.format('%.0f', moved)}

@@ -26,9 +26,11 @@ from expirer.worker.worker import Worker
 from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
-from tests.program import DEADLINE_S
+from tests.program import DEADLINE_S, let_children_be_stopped
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
+
+let_children_be_stopped()
 
 
 @pytest.fixture(autouse=True)
@@ -162,8 +164,10 @@ def inventory(client: redis.Redis) -> Inventory:
     return Inventory(client)
 
 
-class _QuietFeed:
-    """Hears that nobody writes; fakeredis has no CLIENT TRACKING."""
+class _QuietTracking:
+    """Nobody writes; fakeredis has no CLIENT TRACKING."""
+
+    has_many = False
 
     def __init__(self, *_: object) -> None:
         pass
@@ -171,7 +175,7 @@ class _QuietFeed:
     def written(self) -> set[bytes]:
         return set()
 
-    def hears(self, _connection: object) -> bool:
+    def covers(self, _connection: object) -> bool:
         return True
 
     def close(self) -> None:
@@ -186,7 +190,7 @@ def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
     monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
-        monkeypatch.setattr("expirer.operate.inventory_scan.Feed", _QuietFeed)
+        monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", _QuietTracking)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)

@@ -15,6 +15,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 UNIT = (DEPLOY / "systemd" / "expirer.service").read_text()
+WEB_UNIT = (DEPLOY / "systemd" / "expirer-web.service").read_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,3 @@ def places() -> list[Place]:
         ),
         Place("systemd", "", dict(assignments)),
     ]
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that any thread of a process started, on Linux."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for child in " ".join(lists).split()]

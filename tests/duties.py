@@ -13,15 +13,13 @@ from unittest.mock import patch
 from expirer import Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
-from expirer.operate.key_tracking import Feed
+from expirer.operate.key_tracking import KeyTracking
 from expirer.operate.reshard import _Move
-from expirer.operate.snapshot import Camera
-from expirer.operate.tail import _follow_all, _positions
-from expirer.web.metrics import take_sample
-from expirer.web.probes import ping
+from expirer.operate.snapshot import Sampler
+from expirer.operate.tail import _positions, follow
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
-from tests.acl import Desk, refusals
+from tests.acl import LATER, Desk, refusals
 from tests.conftest import Log
 from tests.program import wait_until
 
@@ -37,28 +35,27 @@ def expires(desk: Desk) -> list[str]:
 def pulls_the_brake(desk: Desk) -> list[str]:
     """Pause the shard by itself."""
     told = _ticks(desk, brake_above=1)
-    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "paused") == b"1"
+    is_pulled = desk.shop.client.hget(desk.shop.keys.control, "brake")
     return told or ([] if is_pulled else ["no brake was pulled"])
 
 
 def checks(desk: Desk) -> list[str]:
     """Look before a deployment whether all is well."""
     desk.shop.client.flushall()
+    desk.shop.stock("mug", 0, 1)
+    desk.shop.hold("mug", 1, LATER)
     return desk.complaints("check")
 
 
 def shows_the_page(desk: Desk) -> list[str]:
     """Read what the page and the metrics show."""
     with connect_all(desk.settings) as servers:
-        watch = Watch(servers, desk.settings, "worker")
-        watch.look()
-        quarantine = watch.view().quarantine
-        sample = take_sample(servers, desk.settings)
+        watch = Watch(servers, desk.settings, Log().logger())
+        watch.read()
     troubles = [
-        ping(desk.settings),
-        watch.view().error,
-        quarantine.error,
-        "" if sample.shards else "the shard could not be read",
+        watch.reading.error,
+        watch.reading.quarantine.error,
+        "" if watch.figures().is_up else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
 
@@ -74,28 +71,28 @@ def _verb(*command: str) -> Duty:
 def tails(desk: Desk) -> list[str]:
     """Follow the events, from now and from the start."""
 
-    def follow(servers: Servers) -> None:
-        _positions(servers, desk.settings, None)
-        next(_follow_all(desk.settings, _positions(servers, desk.settings, "start")))
+    def read(servers: Servers) -> None:
+        _positions(servers, None)
+        next(follow(servers, "start"))
 
-    return desk.errors(follow)
+    return desk.errors(read)
 
 
 def watches(desk: Desk) -> list[str]:
-    """Take a picture for `top`."""
-    return desk.errors(lambda servers: Camera(servers, desk.settings).take())
+    """Take a snapshot for `top`."""
+    return desk.errors(lambda servers: Sampler(servers.shards).sample())
 
 
 def audits_what_is_emptied(desk: Desk) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
-    written, looks = Feed.written, count(1)
+    written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: Feed) -> set[bytes]:
+    def spied(feed: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             desk.shop.client.flushall()
         return written(feed)
 
-    with patch.object(Feed, "written", spied):
+    with patch.object(KeyTracking, "written", spied):
         told = desk.complaints("audit")
     return [line for line in told if "was emptied meanwhile" not in line]
 
@@ -121,7 +118,7 @@ def flies_a_canary(desk: Desk) -> list[str]:
 @contextmanager
 def living_worker(desk: Desk) -> Iterator[None]:
     """Run a worker with every right."""
-    worker = Worker(desk.server.client(), Settings(), Log().logger())
+    worker = Worker(Servers.of(desk.server.client(), Settings()).shards[0], Log().logger())
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -183,7 +180,7 @@ def gives_way(desk: Desk) -> list[str]:
 def _ticks(desk: Desk, **settings: Any) -> list[str]:  # noqa: ANN401  # any setting
     log = Log()
     with connect(desk.settings) as client:
-        Worker(client, desk.settings.model_copy(update=settings), log.logger()).run_once()
+        Worker(Servers.of(client, desk.settings.model_copy(update=settings)).shards[0], log.logger()).run_once()
     return [entry["message"] for entry in log.of("processing_error")]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from signal import Signals
+from signal import SIG_IGN, Signals, getsignal, signal
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,19 +34,29 @@ def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) 
         time.sleep(0.002)
 
 
+def let_children_be_stopped() -> None:
+    """Have children start with default signals: in the background of a script SIGINT is ignored, by nohup SIGHUP.
+
+    A child inherits what its parent ignores, and not what its parent handles; this process goes on as before.
+    """
+    for number in (Signals.SIGINT, Signals.SIGHUP):
+        if getsignal(number) == SIG_IGN:
+            signal(number, lambda *_: None)
+
+
 def variables(settings: Mapping[str, object]) -> dict[str, str]:
     """Return the environment of a program with these settings."""
     return {variable(name): str(value) for name, value in settings.items()}
 
 
 class Program:
-    """`expirer run` against a URL, killed when the block ends; its log is read as it comes."""
+    """`expirer run`, or another command, against a URL, killed when the block ends; its log is read as it comes."""
 
-    def __init__(self, url: str, *flags: str, **settings: object) -> None:
+    def __init__(self, url: str, *flags: str, command: str = "run", **settings: object) -> None:
         # What coverage measures subprocesses by stays in the environment.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "expirer", "run", *flags],
+            [sys.executable, "-m", "expirer", command, *flags],
             env={**environment, **variables({"redis_url": url, **settings})},
             stderr=subprocess.PIPE,
             text=True,
@@ -83,6 +94,10 @@ class Program:
             self._has_changed.wait_for(lambda: len(entries) >= count or self._is_over, DEADLINE_S)
             assert len(entries) >= count, f"no {event} in {self.lines[-20:]}"
             return entries[count - 1]
+
+    def limit_files(self, count: int) -> None:
+        """Let it have no more open files than these from now on."""
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (count, 4096))
 
     def signal(self, number: Signals) -> None:
         """Send a signal."""

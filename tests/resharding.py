@@ -11,6 +11,7 @@ import redis
 
 from expirer import Reservations
 from expirer.contract.keys import ShardKeys, shard_of
+from expirer.contract.text import decode
 from tests.inventory import Inventory
 
 PRODUCTS = [f"product-{n}" for n in range(40)]
@@ -39,16 +40,16 @@ def fill(client: redis.Redis, shards: int = 1) -> None:
     client.hset(shop.keys.stats, mapping={"expired": 5, "units": 9, "rate_until": "1.5"})
 
 
-def look(client: redis.Redis, shards: int) -> dict[str, Any]:
-    """Return all that matters of a shop, whatever shards it lives on."""
+def read_all(client: redis.Redis, shards: int) -> dict[str, Any]:
+    """Return all that must stay as it is, on whatever shards it lives."""
     found: dict[str, Any] = {"totals": Counter()}
     for shop in shops(client, shards):
         keys = shop.keys
         for prefix in (keys.reservation_prefix, keys.stock_prefix):
             for key in client.scan_iter(match=f"{prefix}*"):
-                name = key.decode().replace(prefix, prefix.rpartition("}:")[2])
+                name = decode(key).replace(prefix, prefix.rpartition("}:")[2])
                 found[name] = (client.hgetall(key), client.ttl(key) > 0)
-        found.update({f"index {id_.decode()}": score for id_, score in shop.index().items()})
+        found.update({f"index {decode(id_)}": score for id_, score in shop.index().items()})
         found.update({f"quarantine {id_}": reason for id_, reason in shop.quarantine().items()})
         found["totals"].update({name: int(n) for name, n in client.hgetall(keys.stats).items() if n.isdigit()})
     return found

@@ -22,9 +22,9 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
 from expirer.contract.control import pausing, resuming
 from expirer.contract.keys import shard_keys
-from expirer.web.history import HOUR_MS, PERIOD_MS
-from expirer.web.page import CSP, View, render
-from expirer.web.watch import Watch
+from expirer.web.charts import HOUR_MS, PERIOD_MS
+from expirer.web.page import CSP, Page, render
+from expirer.web.watch import Watch, now_ms
 from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
 from tests.conftest import Log
@@ -48,12 +48,12 @@ class Shop:
         self._random = random.Random(7)
         self._orders = 48_000
         self._workers = [Worker(connect_all(self._settings).shards[0], Log().logger()) for _ in range(2)]
-        self._watch = Watch(Servers.of(self._client, self._settings), self._settings, self._workers[0].id)
+        self._watch = Watch(Servers.of(self._client, self._settings), self._settings, Log().logger())
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 
-    def open(self) -> tuple[View, View]:
-        """Return how the page looks after an hour, and a little later, when the shop is paused."""
+    def open(self) -> tuple[Page, Page]:
+        """Return the page after an hour, and a little later, when the shop is paused."""
         threads = [threading.Thread(target=worker.run) for worker in self._workers]
         for thread in threads:
             thread.start()
@@ -63,18 +63,18 @@ class Shop:
             if number == LOOKS * 4 // 9:
                 self._pause("stock count")
             elif number == LOOKS // 2:
-                self._client.hset(self._keys.control, mapping=resuming("ann@shop-1", _now()))  # type: ignore[arg-type]
+                self._client.hset(self._keys.control, mapping=resuming("ann@shop-1", now_ms()))  # type: ignore[arg-type]
                 self._client.publish(self._keys.wake, "1")
             self._serve()
-        well = self._view()
+        well = self._page()
         self._pause("payment outage")
         for _ in range(LOOKS // 9):
             self._serve()
-        held = self._view()
+        paused = self._page()
         for worker, thread in zip(self._workers, threads, strict=True):
             worker.stop()
             thread.join()
-        return well, held
+        return well, paused
 
     def _serve(self) -> None:
         """Let some shoppers in, of whom most leave without a word, and look."""
@@ -86,7 +86,7 @@ class Shop:
                 with suppress(Refused):
                     self._reservations.confirm(order_id, product_id)
         time.sleep(STEP_S)
-        self._watch.look()
+        self._watch.read()
 
     def _reserve(self, product_id: str, duration: timedelta) -> tuple[str, str]:
         self._orders += 1
@@ -95,26 +95,23 @@ class Shop:
         return order_id, product_id
 
     def _pause(self, reason: str) -> None:
-        hand = pausing("ann@shop-1", reason, _now(), _now() + 900_000)
-        self._client.hset(self._keys.control, mapping=hand)  # type: ignore[arg-type]
+        row = pausing("ann@shop-1", reason, now_ms(), now_ms() + 900_000)
+        self._client.hset(self._keys.control, mapping=row)  # type: ignore[arg-type]
 
-    def _view(self) -> View:
+    def _page(self) -> Page:
         time.sleep(3)  # a page is seldom of this very moment
-        view = self._watch.view()
-        points = [replace(point, at=view.silent_since - PERIOD_MS * n) for n, point in enumerate(reversed(view.points))]
-        return replace(view, points=tuple(reversed(points)))
+        reading = self._watch.reading
+        points = [replace(point, at=reading.at - PERIOD_MS * n) for n, point in enumerate(reversed(reading.points))]
+        reading = replace(reading, points=tuple(reversed(points)))
+        return Page(Settings(redis_url="redis://redis:6379/0"), reading, now_ms())
 
 
-def take(browser: Browser, site: Site, view: View, name: str, **screen: object) -> None:
-    """Write a picture of what a screen shows of a view, without what is below its edge."""
-    site.html = render(view)
+def take(browser: Browser, site: Site, page: Page, name: str, **screen: object) -> None:
+    """Write a picture of what a screen shows of a page, without what is below its edge."""
+    site.html = render(page)
     browser.look(site.url, **screen)  # type: ignore[arg-type]
     picture = browser.driver.execute_cdp_cmd("Page.captureScreenshot", {"optimizeForSpeed": False})
     (IMAGES / name).write_bytes(base64.b64decode(picture["data"]))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _main() -> None:
@@ -126,14 +123,13 @@ def _main() -> None:
         server = RedisServer(binary, Path(folder))
         server.start()
         try:
-            well, held = Shop(server.url).open()
+            well, paused = Shop(server.url).open()
         finally:
             server.stop()
-        address = Settings(redis_url="redis://redis:6379/0")
         with Site(CSP) as site, Browser(chromium, driver, Path(folder) / "profile") as browser:
-            take(browser, site, replace(well, settings=address), "page-desktop-light.png")
+            take(browser, site, well, "page-desktop-light.png")
             phone = {"width": 390, "height": 844, "scheme": "dark"}
-            take(browser, site, replace(held, settings=address), "page-phone-dark.png", **phone)
+            take(browser, site, paused, "page-phone-dark.png", **phone)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         Program(worker.url) as second,
         redis.Redis.from_url(checkout.url, protocol=2) as client,
     ):
-        site = Site(worker.url, stack)
+        site = Site(worker.url, stack, command="run")
         first = site.program
         first.wait_for("job_started")
         second.wait_for("job_started")

@@ -84,9 +84,9 @@ def test_every_shard_has_one(server_client: redis.Redis, shared_server: RedisSer
     assert traces(server_client) == []
 
 
-def test_without_a_worker_no_hold_is_made(server_client: redis.Redis, fly: Fly) -> None:
+def test_without_a_worker_nothing_is_reserved(server_client: redis.Redis, fly: Fly) -> None:
     """Where no worker ticks, or none has for longer than the interval, that is said at once."""
-    assert fly() == (1, "", "expirer: shard 0: no live worker; no hold was made\n")
+    assert fly() == (1, "", "expirer: shard 0: no live worker; no reservation was made\n")
 
     server_client.zadd(Inventory(server_client).keys.workers, {"shop-1:7:abcd": worker_clock() - 70_000})
 
@@ -103,7 +103,7 @@ def test_a_pause_is_said(server_client: redis.Redis, fly: Fly) -> None:
     code, _, err = fly()
 
     assert code == 1
-    assert err == "expirer: shard 0: paused by ann until resumed: payment outage; no hold was made\n"
+    assert err == "expirer: shard 0: paused by ann until resumed: payment outage; no reservation was made\n"
     server_client.hset(shop.keys.control, mapping={"until": int(worker_clock()) - 1000})
     assert "no live worker" in fly()[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import redis
 
 from expirer import cli
 from expirer.config.settings import Settings
+from expirer.contract.about import describe
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys
 from tests.conftest import Operate
@@ -33,15 +35,15 @@ def shop(server_client: redis.Redis) -> Inventory:
 
 @pytest.fixture
 def check(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Return a function that checks the real server: what -> remark, and the exit code as `code`."""
+    """Return a function that checks the real server: what -> check, and the exit code as `code`."""
 
     def run(*arguments: str, url: str = shared_server.url) -> dict[str, Any]:
         code = cli.main(["check", "--json", *arguments, "--redis-url", url])
         out, err = capsys.readouterr()
         assert err == ""
-        remarks = [json.loads(line) for line in out.splitlines()]
-        assert code == int(any(remark["level"] == "failure" for remark in remarks))
-        return {"code": code, **{remark["what"]: remark for remark in remarks}}
+        checks = [json.loads(line) for line in out.splitlines()]
+        assert code == int(any(one["level"] == "failure" for one in checks))
+        return {"code": code, **{one["what"]: one for one in checks}}
 
     return run
 
@@ -146,7 +148,7 @@ def test_an_index_of_another_type_is_named_once_by_its_cause(shop: Inventory, ch
 
     assert found["code"] == 1
     assert found["keys"]["level"] == "failure"
-    assert found["layout"]["remedy"] == "mend what the line on the keys says"
+    assert found["layout"]["remedy"] == "see the line on the keys"
 
 
 @pytest.mark.parametrize(
@@ -297,9 +299,75 @@ def test_a_field_under_a_wrong_name_is_a_warning(shop: Inventory, check: Check) 
     shop.assert_conserved({"mug": 10})
 
 
+@pytest.mark.parametrize("score", [1_795_469_461_999_000, 1_795_469_461_999_000_000, "+inf", 5_000_000_000_000])
+def test_what_will_never_fall_due_is_found(shop: Inventory, check: Check, score: object) -> None:
+    """An index entry in microseconds, in nanoseconds, at infinity or a century ahead is a warning that names it."""
+    shop.hold("mug", 1, LATER, "o9:mug")
+    shop.client.zadd(shop.keys.index, {"o9:mug": score})  # type: ignore[dict-item]
+
+    found = check()["index"]
+
+    assert found["level"] == "warning"
+    assert found["finding"].startswith("1 of 3 entries will never fall due (o9:mug: ")
+    assert "milliseconds" in found["remedy"]
+
+
+def test_a_shop_that_counts_in_microseconds_is_a_failure(server_client: redis.Redis, check: Check) -> None:
+    """If no entry at all will fall due, the unit is wrong."""
+    shop = Inventory(server_client)
+    shop.stock("mug", 9, 1)
+    shop.hold("mug", 1, 1_795_469_461_999_000)
+
+    assert check()["index"]["level"] == "failure"
+    assert check("--score-unit", "s")["index"]["level"] == "failure"
+    shop.assert_conserved({"mug": 10})
+
+
+@pytest.mark.parametrize(
+    ("due_in_s", "ttl_s", "grace", "level"),
+    [
+        (600, 600, "0s", "failure"),
+        (600, 500, "0s", "failure"),
+        (600, 600 + 86_400, "0s", "warning"),
+        (600, 600 + 86_400, "24h", "failure"),
+    ],
+)
+def test_a_time_to_live_on_an_active_reservation_is_found(
+    shop: Inventory, check: Check, due_in_s: int, ttl_s: int, grace: str, level: str
+) -> None:
+    """A record that vanishes when it falls due is a failure; one that has a day to spare is a warning."""
+    id_ = shop.hold("mug", 1, int(worker_clock()) + 1000 * due_in_s)
+    shop.client.hincrby(shop.keys.stock_prefix + "mug", "reserved", 1)
+    shop.client.expire(shop.keys.reservation_prefix + id_, ttl_s)
+
+    found = check("--grace", grace)["ttl"]
+
+    assert found["level"] == level
+    assert found["finding"].startswith(f"1 of the next 3 Active reservations have a time to live; {id_} vanishes ")
+    shop.assert_conserved({"mug": 11})
+
+
+@pytest.mark.parametrize(
+    ("about", "level"),
+    [
+        (describe(Settings()), "ok"),
+        (describe(Settings(grace=timedelta(seconds=30))), "failure"),
+        (describe(Settings(score_unit="s")), "failure"),
+        ("version=0.0.1", "ok"),
+        ("\x1b[31m", "ok"),
+    ],
+)
+def test_live_workers_must_agree(shop: Inventory, check: Check, about: str, level: str) -> None:
+    """A live worker with other settings is a failure; one that has gone, or says nothing of them, is none."""
+    shop.client.zadd(shop.keys.workers, {"gone": 1, "here": worker_clock()})
+    shop.client.hset(shop.keys.about, mapping={"gone": describe(Settings(grace=timedelta(days=1))), "here": about})
+
+    assert check()["workers"]["level"] == level
+
+
 def test_a_paused_and_braked_shop_can_be_checked(shop: Inventory, check: Check) -> None:
     """Neither a pause nor a brake stands in the way of a check, and it resumes nothing."""
-    shop.client.hset(shop.keys.control, mapping={"paused": 1, "by": "ann"})
+    shop.client.hset(shop.keys.control, mapping={"paused": 1, "by": "ann", "brake": "9 overdue"})
     before = contents(shop.client)
 
     assert check("--brake-above", "1")["code"] == 0
@@ -311,14 +379,14 @@ def test_an_old_server_and_a_cluster_are_failures() -> None:
     from expirer.connection.server_checks import checks  # noqa: PLC0415
 
     levels = {
-        remark.what: remark.level
-        for remark in checks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
+        one.what: one.level
+        for one in checks({"redis_version": "5.0.14", "cluster_enabled": 1, "role": "master"}, Settings())
     }
 
     assert levels == {"version": "failure", "cluster": "failure", "role": "ok"}
-    assert [
-        remark.finding for remark in checks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())
-    ] == ["Valkey 9.1.0"]
+    assert [one.finding for one in checks({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, Settings())] == [
+        "Valkey 9.1.0"
+    ]
 
 
 def test_without_redis_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import json
-import shlex
-import subprocess
 import sys
 
 import pytest
 
-from expirer import __version__, commands, demo
+from expirer import __version__, demo
 from expirer.cli import main
-from expirer.config.settings import Settings
+from expirer.commands import COMMANDS, SECTIONS, resolve
+from expirer.config.settings import GROUPS, Settings
 from expirer.worker.batch import Tick
 from tests.inventory import Inventory
 from tests.servers import RedisServer
@@ -34,26 +35,59 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"expirer {__version__}\n" == capsys.readouterr().out
 
 
-VERBS = "the first argument is one of " + ", ".join(dict.fromkeys(name.split()[0] for name in commands.VERBS))
+CHOICES = "the first argument is one of " + ", ".join(dict.fromkeys(name.split()[0] for name in COMMANDS))
 
 
-@pytest.mark.parametrize("verb", ["run", "once", "demo"])
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    """Each verb explains itself, with an example."""
-    assert exit_code(verb, "--help") == 0
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_a_function(name: str) -> None:
+    """The table's functions exist, and take the settings and the options of the table by name."""
+    command = COMMANDS[name]
+    others = [one["const"] for one in command.options.values() if one.get("dest") == "function"]
+    dests = (one.get("dest", option.lstrip("-").replace("-", "_")) for option, one in command.options.items())
+    options = {*dests} - {"function"}
+    for function in [command.function, *others]:
+        parameters = inspect.signature(resolve(function)).parameters
+        taken = {*options, "is_embedded"} if name == "demo" else options
+        needed = {one.name for one in parameters.values() if one.default is inspect.Parameter.empty}
+
+        assert needed - {"settings"} <= taken <= {*parameters}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_and_lists_what_matters(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Each command explains itself, with an example and the groups of settings that matter to it."""
+    assert exit_code(*name.split(), "--help") == 0
     text = capsys.readouterr().out
-    assert "Example:\n  " in text
-    assert "--redis-url" in text
+
+    assert f"Example:\n  {COMMANDS[name].example}" in text
+    listed = [title for title in GROUPS if f"\n{title} settings:\n" in text]
+    assert listed == [title for title in GROUPS if title in COMMANDS[name].settings]
+    assert ("--interval" in text.partition("Example:")[0]) == (name in ("run", "once", "web"))
+    assert ("--namespace" in text) == (name != "demo")
 
 
-def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    """The help of the sidecar lists every setting as a flag and as a variable."""
+def test_help_lists_the_commands_in_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of the program lists every command once, in its section."""
+    assert exit_code("--help") == 0
+    text = capsys.readouterr().out
+
+    for section, commands in SECTIONS.items():
+        listed = text.partition(f"\n{section}:\n")[2]
+        names = [line.split()[0] for line in itertools.takewhile(lambda line: line[:1] == " ", listed.splitlines())]
+        assert names == list(dict.fromkeys(name.split()[0] for name in commands))
+
+
+@pytest.mark.parametrize("setting", Settings.model_fields)
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str], setting: str) -> None:
+    """The help of the sidecar lists every setting as a flag and as a variable; an operator's command takes it too."""
+    flag = f"--{setting.replace('_', '-')}"
     exit_code("run", "--help")
     text = capsys.readouterr().out
 
-    for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in text
-        assert f"[EXPIRER_{name.upper()}]" in text
+    assert f"{flag} " in text
+    assert f"[EXPIRER_{setting.upper()}]" in text
+    assert exit_code("status", flag, "\0", "--redis-url", "nowhere") == 2
+    assert "--redis-url: is not an address" in capsys.readouterr().err or setting == "redis_url"
 
 
 @pytest.mark.parametrize(
@@ -61,20 +95,20 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["run", "--intervall", "5s"], "--intervall is not a flag; the nearest is --interval"),
         (["once", "--batch-size"], "argument --batch-size: expected one argument"),
-        (["once", "--batch-size", "0"], "--batch-size=0: input should be greater than or equal to 1"),
+        (["once", "--batch-size", "0"], "--batch-size=0: must be 1 or more"),
         (["demo", "--redis-url", "localhost"], "--redis-url: is not an address such as"),
         (["once", "--redis-url", "redis://h/0?socket_timeout=soon"], "--redis-url: has a socket_timeout"),
         (["once", "--redis-url", "rediss://h/0?ssl_cert_reqs=maybe"], "the Redis URL: "),
         (["once", "--index-key", "{inventory}:workers"], "'{inventory}:workers' is the name of two keys"),
-        ([], VERBS),
-        (["sweep"], VERBS),
+        ([], CHOICES),
+        (["sweep"], CHOICES),
         (["quarantine"], "quarantine is followed by one of list, show, requeue, release, drop"),
         (["quarantine", "free"], "quarantine is followed by one of list, show, requeue, release, drop"),
         (
             ["--redis-url", "redis://:hunter2@h", "run"],
-            VERBS,
+            CHOICES,
         ),
-        (["demo", "--shards", "3"], "--shards is a flag of another verb"),
+        (["demo", "--shards", "3"], "--shards is a flag of another command"),
         (["run", "redis://:hunter2@h"], "a value without a flag; a flag and its value are written --flag value"),
         (["run", "--redisurl=redis://:hunter2@h"], "--redisurl is not a flag; the nearest is --redis-url"),
     ],
@@ -148,14 +182,14 @@ def test_the_demo_says_when_a_unit_is_missing(capsys: pytest.CaptureFixture[str]
     row = demo.Row("mug", stocked=10, available=5, reserved=0, sold=4, released=0, expired=2)
 
     assert demo._report([row], []) == 1
-    assert "BROKEN: available + reserved + sold is not what was stocked: mug" in capsys.readouterr().out
+    assert "BROKEN: available + reserved + sold differs from what was stocked: mug" in capsys.readouterr().out
 
 
 def test_the_demo_needs_a_redis_or_fakeredis(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without fakeredis the embedded demo says how to get it."""
-    monkeypatch.setitem(__import__("sys").modules, "fakeredis", None)
+    monkeypatch.setitem(sys.modules, "fakeredis", None)
 
     assert exit_code("demo") == 2
     assert "pip install 'expirer[demo]', or give --redis-url" in capsys.readouterr().err
@@ -169,26 +203,6 @@ def test_the_demo_fails_where_redis_fails(capsys: pytest.CaptureFixture[str]) ->
 
 def test_once_fails_where_the_operator_was_faster(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`once` exits 1 where a conflict left its work undone: there is no next tick to do it."""
-    monkeypatch.setattr("expirer.worker.worker.Worker.tick", lambda _: Tick(conflicts=1))
+    monkeypatch.setattr("expirer.worker.worker.Worker.run_once", lambda _: Tick(conflicts=1))
 
     assert exit_code("once", "--redis-url", shared_server.url) == 1
-
-
-def test_a_closed_pipe_is_no_traceback() -> None:
-    """`expirer demo | head -1` ends quietly."""
-    demo_to_head = "set -o pipefail; " + shlex.join([sys.executable, "-m", "expirer", "demo"]) + " | head -1"
-
-    ended = subprocess.run(["/bin/bash", "-c", demo_to_head], capture_output=True, text=True, check=False)
-
-    assert (ended.returncode, ended.stderr) == (141, "")
-
-
-def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends a verb quietly with the shell's exit code for it."""
-
-    def interrupt(*_: object, **__: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo, "run", interrupt)
-
-    assert exit_code("demo") == 130

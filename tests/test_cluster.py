@@ -102,7 +102,7 @@ def test_a_message_wakes_its_shard(cluster: Cluster, client: RedisCluster, log: 
     shop = shops_of(client)[shard_of("mug", SHARDS)]
     shop.stock("mug", 10)
 
-    with workers_of(cluster, log, interval="24h").running():
+    with workers_of(cluster, log, interval="10m").running():
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
         wait_until(lambda: listeners(cluster, shop.keys.wake))
         Reservations(client, shards=SHARDS).reserve("o1", "mug", 2, timedelta(milliseconds=30))

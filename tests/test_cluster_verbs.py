@@ -11,11 +11,11 @@ import pytest
 from redis.cluster import RedisCluster
 
 from expirer import cli
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import shard_of
-from expirer.operate.snapshot import Camera
+from expirer.operate.snapshot import Sampler
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import wait_until
@@ -69,7 +69,7 @@ def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
 
 def test_the_verbs_have_clients_of_a_cluster_too() -> None:
     """Those that do not end by themselves are tried below; reshard is refused."""
-    assert {"run", "tail", "top", "demo", "reshard"} == {*VERBS} - {
+    assert {"run", "tail", "top", "demo", "reshard"} == {*COMMANDS} - {
         name.removesuffix(" --dry-run") for name in EXAMPLES
     }
 
@@ -126,16 +126,16 @@ def test_events_of_all_shards_are_followed(cluster: Cluster, client: RedisCluste
 
 
 def test_top_sees_all_shards(cluster: Cluster, client: RedisCluster) -> None:
-    """A picture has the reservations of every primary."""
+    """A snapshot has the reservations of every primary."""
     for shop in shops_of(client):
         shop.stock("mug", 0, 2)
         for _ in range(2):
             shop.hold("mug", 1, 1000)
     settings = Settings(**cluster.settings, shards=SHARDS)
     with connect_all(settings) as servers:
-        picture = Camera(servers, settings).take()
+        snapshot = Sampler(servers.shards).sample()
 
-    assert (SHARDS, 2 * SHARDS) == (len(picture.shards), picture.overdue)
+    assert (SHARDS, 2 * SHARDS) == (len(snapshot.shards), snapshot.overdue)
 
 
 def test_a_demo_opens_on_a_cluster(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import PurePosixPath
 
+import pytest
 import yaml
 
 from tests.deployments import COMPOSE, DEPLOY
@@ -56,16 +57,16 @@ def test_what_starts_after_is_there() -> None:
 
 def test_who_asks_whom() -> None:
     """Each address names a service, at the port where it listens."""
-    port = SERVICES["expirer"]["environment"]["EXPIRER_HTTP_PORT"]
+    targets = [f"{name}:{SERVICES[name]['environment']['EXPIRER_HTTP_PORT']}" for name in ("expirer", "web")]
     (job,) = PROMETHEUS["scrape_configs"]
     (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text())["datasources"]
     redis_urls = {service["environment"]["EXPIRER_REDIS_URL"] for service in SERVICES.values() if "build" in service}
 
-    assert {"targets": [f"expirer:{port}"]} in job["static_configs"]
+    assert {"targets": targets} in job["static_configs"]
     assert "http://prometheus:9090" == source["url"]
     assert PROMETHEUS["global"]["scrape_interval"] == source["jsonData"]["timeInterval"]
     assert {"redis://redis:6379/0"} == {url.partition("?")[0] for url in redis_urls}
-    assert {"expirer", "prometheus", "redis"} <= SERVICES.keys()
+    assert {"expirer", "prometheus", "redis", "web"} <= SERVICES.keys()
 
 
 def test_prometheus_finds_its_files() -> None:
@@ -101,27 +102,29 @@ def test_its_redis_is_one_that_is_tested() -> None:
     assert "--appendonly yes --maxmemory-policy noeviction" in " ".join(SERVICES["redis"]["command"])
 
 
-def test_the_shop_and_the_expirer_give_up_every_right() -> None:
-    """Those of this project write to nothing, and can gain no right."""
+def test_our_services_give_up_every_right() -> None:
+    """The services of this project write to nothing, and can gain no right."""
     ours = [service for service in SERVICES.values() if "build" in service]
 
-    assert [(True, ["ALL"], ["no-new-privileges:true"])] * 2 == [
+    assert [(True, ["ALL"], ["no-new-privileges:true"])] * 3 == [
         (service["read_only"], service["cap_drop"], service["security_opt"]) for service in ours
     ]
 
 
-def test_its_health_check_tells(own_server: RedisServer) -> None:
-    """The health check of the expirer succeeds while it works, and fails while its Redis is away."""
-    _, program, *words = SERVICES["expirer"]["healthcheck"]["test"]
+@pytest.mark.parametrize(("name", "command"), [("expirer", "run"), ("web", "web")])
+def test_its_health_check_tells(own_server: RedisServer, name: str, command: str) -> None:
+    """The health check of a service succeeds while it works, and fails while its Redis is away."""
+    _, program, *words = SERVICES[name]["healthcheck"]["test"]
     port = str(free_port())
 
     def check() -> int:
-        command = [sys.executable, *(word.replace("9877", port) for word in words)]
-        return subprocess.run(command, capture_output=True, check=False).returncode
+        arguments = [sys.executable, *(re.sub("987[78]", port, word) for word in words)]
+        return subprocess.run(arguments, capture_output=True, check=False).returncode
 
-    with Program(own_server.url, "--http-port", port):
+    with Program(own_server.url, "--http-port", port, "--interval", "1s", command=command):
         wait_until(lambda: check() == 0)
         own_server.stop()
         wait_until(lambda: check() == 1)
 
     assert "python" == program
+    assert SERVICES[name].get("command", ["run"]) == [command]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ TOPOLOGIES = {"one server": {}, "Sentinels": {"redis_sentinels": "127.0.0.1:1"},
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_a_silent_connection_is_kept_alive(topology: str) -> None:
     """Whatever it leads to, a connection gives a sign of life before a NAT or a firewall on its way forgets it."""
-    pool = connect(Settings(redis_url="redis://a", **TOPOLOGIES[topology])).connection_pool  # type: ignore[arg-type]
+    pool: Any = connect(Settings(redis_url="redis://a", **TOPOLOGIES[topology])).connection_pool  # type: ignore[arg-type]
     connections = [pool.make_connection()]
     if topology == "Sentinels":
         connections += [client.connection_pool.make_connection() for client in pool.sentinel_manager.sentinels]
@@ -149,7 +150,7 @@ def test_a_silent_connection_is_kept_alive(topology: str) -> None:
 def test_a_listening_connection_is_kept_alive(own_server: RedisServer) -> None:
     """A subscriber's socket is kept alive too: it is silent for as long as nothing is published."""
     with connect(Settings(redis_url=f"redis://127.0.0.1:{own_server.port}")) as client:
-        pubsub = client.pubsub()  # type: ignore[no-untyped-call]
+        pubsub: Any = client.pubsub()  # type: ignore[no-untyped-call]
         pubsub.subscribe("nothing")
         sock = pubsub.connection._sock
 

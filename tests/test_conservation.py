@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from expirer import Refused, Reservations
 from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
@@ -46,7 +48,8 @@ class Shop(RuleBasedStateMachine):
         self.shop = Inventory(self.client)
         self.checkout = Reservations(self.client, now_ms=lambda: self.now)
         self.log = Log()
-        self.worker = Worker(self.client, Settings(batch_size=3), self.log.logger(), lambda: self.now)
+        shard = Servers.of(self.client, Settings(batch_size=3)).shards[0]
+        self.worker = Worker(shard, self.log.logger(), lambda: self.now)
         self.held: dict[str, tuple[str, int, str, int]] = {}
         for product in PRODUCTS:
             self.shop.stock(product, STOCKED)
@@ -102,8 +105,12 @@ class Shop(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        """Tick: exactly the due reservations expire."""
-        due = {id_ for id_, (_, _, status, at) in self.held.items() if status == "Active" and at < self.now}
+        """Tick: exactly the due reservations expire; one that is tried again is due at its score."""
+        due = {
+            id_
+            for id_, (_, _, status, at) in self.held.items()
+            if status == "Active" and at < self.now and self.score(id_) < self.now
+        }
         self.log.entries.clear()
 
         tick = self.worker.tick()
@@ -143,6 +150,28 @@ class Shop(RuleBasedStateMachine):
         if id_ not in self.held:
             self.client.zadd(self.shop.keys.index, {id_: self.now - 1})
 
+    def score(self, id_: str) -> float:
+        """Return the score of a reservation in the index; infinite: it is in quarantine, for good."""
+        score: float | None = self.client.zscore(self.shop.keys.index, id_)
+        return math.inf if score is None else score
+
+    @rule(order=orders, product=products, seconds=st.sampled_from([0, 1, 30, 90]))
+    def keys_are_missing_for_a_while(self, order: str, product: str, seconds: int) -> None:
+        """An import replaces the stock, a writer is slow to write a record: while they are missing workers tick."""
+        away = [self.shop.keys.stock_prefix + product, f"{self.shop.keys.reservation_prefix}{order}:tea:black"]
+        here = [key for key in away if self.client.exists(key)]
+        for key in here:
+            self.client.rename(key, f"aside:{key}")
+        for _ in range(2):
+            tick = self.worker.tick()
+            assert (0, 0) == (tick.errors, tick.overdue)
+            self.now += 1000 * seconds
+        for key in here:
+            self.client.rename(f"aside:{key}", key)
+        for id_, (its, quantity, status, at) in self.held.items():
+            if status == "Active" and self.shop.status(id_) == "Expired":
+                self.held[id_] = (its, quantity, "Expired", at)
+
     @invariant()
     def nothing_is_lost(self) -> None:
         """Available + reserved + sold == stocked, and reserved == the sum over Active reservations."""
@@ -159,8 +188,8 @@ class Shop(RuleBasedStateMachine):
 
     @invariant()
     def every_reservation_is_in_one_state(self) -> None:
-        """Each reservation has the status that the model has, and an Active one is in the index."""
-        index = {id_.decode() for id_ in self.shop.index()}
+        """Each reservation has the status that the model has, and an Active one is in the index or in quarantine."""
+        index = {id_.decode() for id_ in self.shop.index()} | set(self.shop.quarantine())
         for id_, (_, _, status, _) in self.held.items():
             assert status == self.shop.status(id_)
             assert status != "Active" or id_ in index

@@ -32,7 +32,7 @@ class Demo:
         assert process.stdout is not None
         self.process = process
         self.text = "".join(iter(process.stdout.readline, "Ctrl-C ends all of it.\n"))
-        self.expirer, _, self.prometheus, alertmanager = re.findall(r"http://[\d.:]+", self.text)
+        self.web, _, _, self.prometheus, alertmanager = re.findall(r"http://[\d.:]+", self.text)
         self._alerts = f"{alertmanager}/api/v2/alerts"
 
     def types(self, verb: str) -> str:
@@ -42,8 +42,8 @@ class Demo:
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def page(self) -> str:
-        """Return the expirer's page."""
-        with urllib.request.urlopen(f"{self.expirer}/", timeout=10) as answer:  # noqa: S310  # http only
+        """Return the page."""
+        with urllib.request.urlopen(f"{self.web}/", timeout=10) as answer:  # noqa: S310  # http only
             return str(answer.read().decode())
 
     def fires(self, alert: str) -> bool:
@@ -84,7 +84,7 @@ def test_an_alert_comes_and_goes(tmp_path: Path) -> None:
         demo.types("pause")
         wait_until(lambda: demo.fires("ExpirerPausedTooLong"), LONG_S)
         assert "payment outage" in demo.types("status")
-        wait_until(lambda: "payment outage" in demo.page())  # it looks every ten seconds
+        wait_until(lambda: "payment outage" in demo.page())  # it reads every ten seconds
         assert ask(demo.prometheus, "expirer_shard_paused == 1 and expirer_shard_overdue_reservations > 0")
         demo.types("resume")
         wait_until(lambda: not demo.fires("ExpirerPausedTooLong"), LONG_S)
@@ -102,7 +102,7 @@ def test_it_ends_everything(tmp_path: Path, number: int) -> None:
         demo.process.send_signal(number)
 
         assert 0 == demo.process.wait(DEADLINE_S)
-        assert 5 == len(children)
+        assert 6 == len(children)
         assert [] == [child for child in children if child.exists()]
         assert [] == list(tmp_path.iterdir())
 

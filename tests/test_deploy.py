@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 import expirer
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.environment import variable
 from expirer.config.settings import Settings, load
 from tests.conftest import Tool
-from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, children, objects, places, pods
+from tests.deployments import DEPLOY, KUBERNETES, Place, Pod, objects, places, pods
 from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT, blocks
 from tests.servers import RedisServer, free_port
@@ -142,7 +142,7 @@ def test_one_port_throughout(pod: Pod) -> None:
 
 
 def test_an_outage_restarts_nothing() -> None:
-    """What lives on asks /livez, and a sidecar that is not ready does not take its shop away."""
+    """A restart depends on /livez, and a sidecar that is not ready does not take its shop away."""
     paths = {
         pod.file: {name: probe["httpGet"]["path"] for name, probe in pod.probes.items()} for pod in pods().values()
     }
@@ -151,33 +151,38 @@ def test_an_outage_restarts_nothing() -> None:
         "cronjob.yaml": {},
         "sidecar.yaml": {"startupProbe": "/readyz", "livenessProbe": "/livez"},
         "standalone.yaml": {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"},
+        "web.yaml": {"livenessProbe": "/livez", "readinessProbe": "/readyz"},
     } == paths
 
 
 def test_each_selector_picks_its_pods() -> None:
     """Each selector in a file picks the Pod of that file; the network policy those that have no shop in them."""
     labels = {name: pod.labels for name, pod in pods().items()}
-    policy, deployment, budget = (
-        objects(DEPLOY / "kubernetes" / name)[at]["spec"]
-        for name, at in (("networkpolicy.yaml", 0), ("standalone.yaml", 0), ("standalone.yaml", 1))
-    )
-    (sidecar,) = (described["spec"]["selector"] for described in objects(DEPLOY / "kubernetes" / "sidecar.yaml"))
+    found = {
+        name: [described["spec"] for described in objects(DEPLOY / "kubernetes" / name)]
+        for name in ("networkpolicy.yaml", "sidecar.yaml", "standalone.yaml", "web.yaml")
+    }
+    [policy], [sidecar], [deployment, budget], [web, service] = found.values()
     spread = deployment["template"]["spec"]["topologySpreadConstraints"]
     own = [deployment["selector"], budget["selector"], *(constraint["labelSelector"] for constraint in spread)]
 
-    assert [["standalone.yaml"]] * 4 == [[name for name in labels if selects(found, labels[name])] for found in own]
-    assert ["sidecar.yaml"] == [name for name in labels if selects(sidecar, labels[name])]
-    assert ["cronjob.yaml", "standalone.yaml"] == [n for n in labels if selects(policy["podSelector"], labels[n])]
+    def picked(selector: dict[str, Any]) -> list[str]:
+        return [name for name in labels if selects(selector, labels[name])]
+
+    assert [["standalone.yaml"]] * 4 == [picked(selector) for selector in own]
+    assert ["sidecar.yaml"] == picked(sidecar["selector"])
+    assert ["web.yaml"] == picked(web["selector"]) == picked({"matchLabels": service["selector"]})
+    assert ["cronjob.yaml", "standalone.yaml", "web.yaml"] == picked(policy["podSelector"])
 
 
 def test_the_guide_names_what_is_there() -> None:
     """Each file and each verb in the guide exists."""
     paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE)
-    paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./]+", GUIDE)]
+    paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./-]+", GUIDE)]
     verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
 
     assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]
-    assert [] == [verb for verb in verbs if verb not in VERBS]
+    assert [] == [verb for verb in verbs if verb not in COMMANDS]
 
 
 def test_the_guide_scrapes_who_serves(tool: Tool, tmp_path: Path) -> None:
@@ -220,29 +225,25 @@ def test_the_cronjob_expires(own_server: RedisServer) -> None:
         backlog.assert_expired_once()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process took")
-def test_what_probes_ask_is_served_within_the_memory(own_server: RedisServer) -> None:
-    """Every probe is answered, by less memory than is requested, and an audit fits beside it."""
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc knows what a process took")
+@every_server
+def test_what_probes_ask_is_served_within_the_memory(pod: Pod, own_server: RedisServer) -> None:
+    """Every probe is answered, by less memory than is requested, and an audit fits beside a worker."""
     port = free_port()
-    asked = {probe["httpGet"]["path"] for pod in pods().values() for probe in pod.probes.values()} | {"/metrics"}
+    [command] = pod.container.get("args", ["run"])
+    paths = {probe["httpGet"]["path"] for probe in pod.probes.values()} | {"/metrics"}
+    paths |= {"/"} if command == "web" else set()
 
     def answers(path: str) -> bool:
         with suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return bool(answer.status == HTTPStatus.OK)
         return False
 
-    with Program(own_server.url, "--http-port", str(port)) as program:
-        for path in asked:
+    with Program(own_server.url, "--http-port", str(port), command=command) as program:
+        for path in paths:
             wait_until(partial(answers, path))
-        pid = program.pid
-        (web,) = children(pid)
-        worker_bytes, web_bytes = peak_bytes(pid), peak_bytes(web)
-    memory = {
-        name: [mib(pod.container["resources"][kind]["memory"]) for kind in ("requests", "limits")]
-        for name, pod in pods().items()
-    }
+        taken = peak_bytes(program.pid)
+    memory = [mib(pod.container["resources"][kind]["memory"]) for kind in ("requests", "limits")]
 
-    for name in ("sidecar.yaml", "standalone.yaml"):
-        assert worker_bytes + web_bytes < memory[name][0]
-        assert worker_bytes + web_bytes + AUDIT_BYTES < memory[name][1]
-    assert worker_bytes < memory["cronjob.yaml"][0]
+    assert taken < memory[0]
+    assert taken + AUDIT_BYTES < memory[1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as NoConnection
@@ -15,7 +16,7 @@ from redis.exceptions import TimeoutError as TooLate
 from expirer import cli
 from expirer.config.address import HostPort
 from expirer.config.settings import Settings
-from expirer.connection import cluster, sentinel
+from expirer.connection import cluster
 from expirer.connection.cluster import Cluster
 from expirer.connection.connect import connect_all, is_replaced
 from expirer.connection.sentinel import Sentinels
@@ -219,8 +220,8 @@ class Answers:
 def test_sentinels_are_asked_every_few_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a drain wants to know, it asks every 5 s; every 30 s while it would wait for no answer."""
     now = [1000.0]
-    monkeypatch.setattr(sentinel.time, "monotonic", lambda: now[0])
-    pool = shard_of().client.connection_pool
+    monkeypatch.setattr("expirer.connection.sentinel.time.monotonic", lambda: now[0])
+    pool: Any = shard_of().client.connection_pool
     client = Answers(("a", 1))
     pool.sentinel_manager.sentinels = [client]
     connection = pool.make_connection()

@@ -33,21 +33,22 @@ SCRAPES = """
 global: {scrape_interval: 200ms, evaluation_interval: 200ms}
 scrape_configs:
   - job_name: expirer
-    static_configs: [{targets: ["127.0.0.1:%d"]}]
+    static_configs: [{targets: ["127.0.0.1:%d", "127.0.0.1:%d"]}]
 """
 
 
 class Shop:
-    """A shop with a worker that has met all that there is to be counted."""
+    """A shop with a worker that has met all that there is to be counted, and what shows it."""
 
     def __init__(self, server: RedisServer, stack: ExitStack) -> None:
         server.stop()
-        self.site = Site(server.url, stack)
-        self.site.program.wait_for("processing_error")
+        self.worker = Site(server.url, stack, command="run")
+        self.worker.program.wait_for("processing_error")
         server.start()
+        self.web = Site(server.url, stack)
         self.client = stack.enter_context(server.client())
         inventory = Inventory(self.client)
-        self.client.zadd(inventory.keys.index, {"order-6:mug": 1_700_000_000_000})
+        inventory.hold("mug", 1, 1_700_000_000_000, "order-6:mug", status="Odd")
         inventory.stock("tee", 0, 1)
         inventory.hold("tee", 1, FUTURE, "later:tee")
         self.backlog = Backlog(self.client)
@@ -71,9 +72,9 @@ def shop(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def prometheus(shop: Shop, tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a real Prometheus that scrapes the shop's worker five times a second; return its address."""
+    """Run a real Prometheus that scrapes the shop five times a second; return its address."""
     folder = tmp_path_factory.mktemp("prometheus")
-    prometheus = Prometheus(tool("prometheus"), folder, free_port(), SCRAPES % shop.site.port)
+    prometheus = Prometheus(tool("prometheus"), folder, free_port(), SCRAPES % (shop.worker.port, shop.web.port))
     yield prometheus.url
     prometheus.stop()
 
@@ -104,12 +105,18 @@ def queries() -> Iterator[tuple[dict[str, Any], str, str]]:
 
 def test_the_table_is_what_is_served(shop: Shop) -> None:
     """The guide's table has each metric of /metrics with its type and labels, and none that there is not."""
-    assert served(shop.site.get("/metrics")[1]) == described()
+    wait_until(lambda: 'reason="status_unknown"' in shop.web.get("/metrics")[1])
+    worker, web = (served(site.get("/metrics")[1]) for site in (shop.worker, shop.web))
+
+    assert worker | web == described()
+    assert [] == [name for name in worker if not name.startswith("expirer_worker_")]
+    assert [] == [name for name in web if name.startswith("expirer_worker_")]
 
 
-def test_promtool_finds_nothing(shop: Shop, tool: Tool) -> None:
+@pytest.mark.parametrize("name", ["worker", "web"])
+def test_promtool_finds_nothing(shop: Shop, tool: Tool, name: str) -> None:
     """The names, types and help texts of /metrics are as Prometheus wants them."""
-    text = shop.site.get("/metrics")[1]
+    text = {"worker": shop.worker, "web": shop.web}[name].get("/metrics")[1]
     done = subprocess.run(
         [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
@@ -132,7 +139,7 @@ def test_prometheus_has_the_exact_figures(shop: Shop, prometheus: str) -> None:
     assert units == figure("sum(expirer_worker_expired_units_total)")
     assert units == figure("sum(max by (shard) (expirer_shard_expired_units_total))")
     assert 1 == figure("expirer_shard_active_reservations")
-    assert 1 == figure('expirer_shard_quarantined_reservations_total{reason="reservation_missing"}')
+    assert 1 == figure('expirer_shard_quarantined_reservations_total{reason="status_unknown"}')
     assert 1 == figure("expirer_redis_up")
     assert 1 <= figure('expirer_worker_errors_total{error="ConnectionError"}')
     assert FUTURE / 1000 == figure("expirer_shard_next_expiry_timestamp_seconds")

@@ -15,8 +15,8 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.contract.keys import ShardKeys
-from expirer.operate.audit import _Recount
-from expirer.operate.inventory_scan import Survey
+from expirer.operate.inventory_scan import InventoryScan
+from expirer.operate.recount import Recount
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.beds import execute, wait_for_replicas
@@ -234,12 +234,12 @@ def test_an_audit_ends_where_its_shard_moves_away(topology: Cluster, move: Move)
     """An audit that listened on the old server judges nothing on the new one, where it may have missed a write."""
     fill(move.shop, move.source.client())
     settings = Settings(**topology.settings)
-    with connect_all(settings) as servers, closing(Survey(servers, settings)) as survey:
+    with connect_all(settings) as servers, closing(InventoryScan(servers)) as scan:
         move.begin()
         move.end()
 
         with pytest.raises(redis.RedisError, match="repeat the audit"):
-            _Recount(survey, 0, b"mug").read()
+            Recount(scan, servers.shards[0], b"mug").read()
 
 
 def test_the_next_tick_but_one_goes_to_the_new_primary(move: Move, worker: Worker, log: Log) -> None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect_all
+from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.program import Backlog
@@ -36,14 +36,14 @@ def test_a_cut_at_any_byte_loses_and_doubles_nothing(client: redis.Redis, proxy:
     """Cut at every byte of two batches and their replies, one after the other: each batch is whole or nothing."""
     settings = Settings(redis_url=proxy.url, batch_size=2)
     seen = set()
-    with connect_all(settings) as servers:
-        worker = Worker(servers.shards[0], log.logger())
+    with connect(settings) as worker_client:
+        worker = Worker(Servers.of(worker_client, settings).shards[0], log.logger())
         worker.tick()
         for byte in itertools.count():
             client.flushall()
             backlog = Backlog(client)
             backlog.add(3)
-            servers.shards[0].client.connection_pool.disconnect()
+            worker_client.connection_pool.disconnect()
             proxy.weather = Weather(cut=(way, byte))
 
             errors, was_cut = worker.tick().errors, proxy.has_cut

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import Servers, connect_all
+from expirer.connection.connect import Servers, connect
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.conftest import Log
@@ -33,15 +33,16 @@ PASSWORD = "pa:ss/w%rd"  # noqa: S105  # it is what must not be found
 @pytest.fixture
 def worker_at(log: Log) -> Iterator[WorkerAt]:
     """Build a worker for a URL, with the client that the program would use."""
-    opened: list[Servers] = []
+    clients = []
 
     def make(url: str) -> Worker:
-        opened.append(connect_all(Settings(redis_url=url, batch_size=10)))
-        return Worker(opened[-1].shards[0], log.logger())
+        settings = Settings(redis_url=url, batch_size=10)
+        clients.append(connect(settings))
+        return Worker(Servers.of(clients[-1], settings).shards[0], log.logger())
 
     yield make
-    for servers in opened:
-        servers.__exit__(None, None, None)
+    for client in clients:
+        client.close()
 
 
 @pytest.fixture

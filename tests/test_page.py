@@ -6,7 +6,8 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -22,19 +23,23 @@ from expirer.contract.clock import worker_clock
 from expirer.contract.control import Pause
 from expirer.contract.keys import shard_keys
 from expirer.operate.status import ShardStatus
-from expirer.web.charts import Scale, _decades, _linear, charts
+from expirer.web.charts import Point, Scale, _decades, _linear, charts
 from expirer.web.format import cut, figure, moment, span
-from expirer.web.history import History, Point
-from expirer.web.page import CSP, View, render
-from expirer.web.quarantine import Entry, Quarantine, look
+from expirer.web.metrics import InventoryCollector
+from expirer.web.page import CSP, Page, render
+from expirer.web.quarantine import Entry, Quarantine, read_quarantine
 from expirer.web.watch import Watch
+from expirer.worker.http import Request
+from expirer.worker.prometheus import metrics_route
+from tests.conftest import Log
 from tests.inventory import Inventory
-from tests.views import BY_ANN, HOSTILE, NOW, hostile, hour, scenes, shard, view
+from tests.views import BY_ANN, HOSTILE, NOW, change, hostile, hour, page, scenes, shard
 
 SCENES = scenes()
+ASKED = Request("GET", "/metrics", "", {})
 
 
-class Page(HTMLParser):
+class Html(HTMLParser):
     """The elements of a page with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
@@ -61,9 +66,14 @@ class Page(HTMLParser):
         return {attributes[attribute] for _, attributes in self.elements if attribute in attributes}
 
 
-def text_of(seen: View) -> str:
+def text_of(seen: Page) -> str:
     """Return the text of a page, white space made one."""
-    return Page(render(seen)).text
+    return Html(render(seen)).text
+
+
+def page_of(watch: Watch) -> Page:
+    """Return the page of what was read last."""
+    return Page(Settings(), watch.reading, watch.reading.at)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +81,12 @@ def text_of(seen: View) -> str:
     [
         ("healthy", "Healthy Nothing is overdue."),
         ("late", "Not healthy The oldest overdue is too old The workers do not keep up."),
-        ("late", "31 in quarantine , which a person must look at."),
+        ("late", "31 in quarantine , which a person must repair."),
         ("paused", "Paused Paused by ann@shop-1 since 21:21:02 UTC until 21:51:02 UTC payment outage"),
         ("shards", "Not healthy Shard 14: no live worker Nothing expires."),
-        ("shards", "Shard 15: the brake holds A worker has paused this by itself."),
+        ("shards", "Shard 15: braked A worker has paused this by itself."),
         ("shards", "Shard 13 paused by ann@shop-1 since 21:21:02 UTC until 21:51:02 UTC payment outage"),
-        ("shards", "Shard 15 paused by shop-0:7:ab10 since 21:30:53 UTC until resumed brake: 812 overdue"),
+        ("shards", "Shard 15 braked by shop-0:7:ab10 since 21:30:53 UTC until resumed 812 overdue"),
         ("away", "Cannot read Redis For 1 min 36 s: Error 111 connecting to redis:6379. Connection refused."),
         ("away", "All figures below are old."),
         ("away", "Figures of 21:31:02 UTC, 1 min 36 s old."),
@@ -105,7 +115,7 @@ def test_every_figure_is_there() -> None:
         "Lateness, median 4 ms 23 ms at worst",
         "Expired per second 12.5 48,213 in all",
         "Active 2,043 next due 21:31:16 UTC",
-        "Live workers 2 of 3 known",
+        "Live workers 2 1 gone",
         "21 stock_missing restore the product, or check EXPIRER_STOCK_PREFIX; then requeue",
         "10 reserved_too_small recount with expirer audit --repair; then requeue",
         "The newest 20 of 31 Reservation Reason Since order-0:mug stock_missing 21:31:02 UTC",
@@ -114,30 +124,30 @@ def test_every_figure_is_there() -> None:
         "shop-1:7:ab11 1.8 s ago 0.1.0 12 ms ahead",
         "shop-2:7:ab12 2 h 3 min ago: gone 0.1.0 ?",
         "units given back 101,877",
-        f"Shown by shop-0:7:ab10 , expirer {__version__}.",
+        f"expirer {__version__}.",
     ):
         assert said in text
 
 
 def test_shards_have_a_row_each() -> None:
     """With several shards each has a row, the sick first, then the busy; one alone has none."""
-    page = Page(render(SCENES["shards"]))
-    rows = page.text.partition("Quaran\xadtined ")[2].split()
+    html = Html(render(SCENES["shards"]))
+    rows = html.text.partition("Quaran\xadtined ")[2].split()
 
-    assert "15 the brake holds 2,043 812 9.1 s 0 14 no live worker 2,043 17 4.1 s 0 13 paused" in " ".join(rows)
-    assert "Overdue 949" in page.text
+    assert "15 braked 2,043 812 9.1 s 0 14 no live worker 2,043 17 4.1 s 0 13 paused" in " ".join(rows)
+    assert "Overdue 949" in html.text
     assert "Shards" not in text_of(SCENES["healthy"])
-    assert "64 of 1,000" in text_of(view(*(shard(number) for number in range(1000))))
+    assert "64 of 1,000" in text_of(page(*(shard(number) for number in range(1000))))
 
 
 def test_pauses_of_many_shards() -> None:
     """Where some shards are paused the verdict says how many; of many different pauses five stand there."""
-    alike = view(shard(0, paused=BY_ANN), shard(1, paused=BY_ANN), shard(2))
-    others = view(*(shard(number, paused=Pause("", "", None, NOW + number)) for number in range(40)))
+    alike = page(shard(0, paused=BY_ANN), shard(1, paused=BY_ANN), shard(2))
+    others = page(*(shard(number, paused=Pause("", "", None, NOW + number)) for number in range(40)))
 
     assert "Paused in 2 of 3 shards Shards 0, 1 paused by ann@shop-1" in text_of(alike)
-    assert "All shards: no live worker" in text_of(view(*(shard(number, "no live worker") for number in range(9))))
-    assert "8 shards: no live worker" in text_of(view(shard(8), *(shard(n, "no live worker") for n in range(8))))
+    assert "All shards: no live worker" in text_of(page(*(shard(number, "no live worker") for number in range(9))))
+    assert "8 shards: no live worker" in text_of(page(shard(8), *(shard(n, "no live worker") for n in range(8))))
     assert "Paused Shard 0 paused by nobody named until 21:31:02 UTC no reason" in text_of(others)
     assert 5 == text_of(others).count("nobody named")
     assert "And 35 more pauses" in text_of(others)
@@ -145,33 +155,31 @@ def test_pauses_of_many_shards() -> None:
 
 def test_a_hanging_server_is_no_present() -> None:
     """Where a picture is old, though no error says so yet, that is the verdict."""
-    assert "Healthy" in text_of(view(silent_since=NOW - 20_000))
-    assert "Cannot read Redis For 41.2 s: no answer All figures below are old." in text_of(
-        view(silent_since=NOW - 40_000)
-    )
+    assert "Healthy" in text_of(page(at=NOW - 20_000))
+    assert "Cannot read Redis For 41.2 s: no answer All figures below are old." in text_of(page(at=NOW - 40_000))
 
 
 def test_without_events_there_is_no_lateness() -> None:
     """Where expiry writes no events that is said, and no chart pretends punctuality."""
-    text = text_of(view(settings=Settings(events_maxlen=0)))
+    text = text_of(page(settings=Settings(events_maxlen=0)))
 
     assert "Lateness, median ? no events are written" in text
     assert "worst" not in text
 
 
-@pytest.mark.parametrize("seen", [hostile(), replace(hostile(), error="")], ids=["away", "paused"])
-def test_strangers_texts_stay_text(seen: View) -> None:
-    """Whatever stands in Redis is shown as text: no element or attribute comes of it, no control character is left."""
-    html = render(seen)
-    page = Page(html)
+@pytest.mark.parametrize("seen", [hostile(), change(hostile(), error="")], ids=["away", "paused"])
+def test_strangers_texts_stay_text(seen: Page) -> None:
+    """Whatever is in Redis is shown as text: no element or attribute comes of it, no control character is left."""
+    source = render(seen)
+    html = Html(source)
 
-    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in Page(render(SCENES["late"])).elements} | {"circle"}
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert {tag for tag, _ in html.elements} <= {tag for tag, _ in Html(render(SCENES["late"])).elements} | {"circle"}
+    assert not [name for _, attributes in html.elements for name in attributes if name.startswith("on")]
     for text in HOSTILE[:4]:
-        assert text in page.text
-    assert r"abc\u202edcba\u2066 \x1b[2J\x00\n" in page.text
-    assert "(empty)" in page.text
-    assert {letter for letter in html if not letter.isprintable()} == {"\n", "\xa0"}
+        assert text in html.text
+    assert r"abc\xe2\x80\xaedcba\xe2\x81\xa6 \x1b[2J\x00\x0a" in html.text
+    assert "(empty)" in html.text
+    assert {letter for letter in source if not letter.isprintable()} == {"\n", "\xa0"}
 
 
 def test_long_texts_are_cut() -> None:
@@ -186,17 +194,17 @@ def test_long_texts_are_cut() -> None:
 @pytest.mark.parametrize("scene", SCENES)
 def test_it_needs_nothing_from_elsewhere(scene: str) -> None:
     """A page refers to itself and its neighbours only, by relative addresses: it works behind any prefix."""
-    page = Page(render(SCENES[scene]))
+    html = Html(render(SCENES[scene]))
 
-    assert page.values("href") <= {"data:,", "metrics", "?still", "#quarantine"}
-    assert page.values("src") | page.values("style") == set()
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert html.values("href") <= {"data:,", "metrics", "?still", "#quarantine"}
+    assert html.values("src") | html.values("style") == set()
+    assert "script" not in {tag for tag, _ in html.elements}
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_policy_allows_its_style_only(scene: str) -> None:
     """The one style element is the one whose hash stands in the policy, byte for byte."""
-    style = Page(render(SCENES[scene])).style
+    style = Html(render(SCENES[scene])).style
 
     assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}';" in CSP
     assert CSP.startswith("default-src 'none'; ")
@@ -205,21 +213,21 @@ def test_the_policy_allows_its_style_only(scene: str) -> None:
 @pytest.mark.parametrize("scene", SCENES)
 def test_it_can_be_read_aloud(scene: str) -> None:
     """Language, one first heading, none left out; a scope for every table head, a name for every section and chart."""
-    page = Page(render(SCENES[scene]))
-    names = page.values("id")
-    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    html = Html(render(SCENES[scene]))
+    names = html.values("id")
+    headings = [int(tag[1]) for tag, _ in html.elements if re.fullmatch("h[1-6]", tag)]
 
-    assert ("html", {"lang": "en"}) in page.elements
+    assert ("html", {"lang": "en"}) in html.elements
     assert (1, 1) == (headings[0], headings.count(1))
     assert all(after - before <= 1 for before, after in pairwise(headings))
-    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.elements if tag == "th")
-    for tag, attributes in page.elements:
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in html.elements if tag == "th")
+    for tag, attributes in html.elements:
         if tag == "section" or attributes.get("role") == "img":
             assert set((attributes["aria-labelledby"] or "").split()) <= names
         if tag == "svg":
             assert "aria-hidden" in attributes or "aria-labelledby" in attributes
     assert (
-        max(Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes).values(), default=1) == 1
+        max(Counter(attributes["id"] for _, attributes in html.elements if "id" in attributes).values(), default=1) == 1
     )
 
 
@@ -229,9 +237,9 @@ def test_no_secret_is_shown() -> None:
     assert "redis://redis:6379/0" in text_of(SCENES["healthy"])
 
 
-def test_it_refreshes_itself_until_it_is_held() -> None:
-    """A page asks for itself anew; one that is held still does not, and can be let go."""
-    moving, still = Page(render(view())), Page(render(view(is_still=True)))
+def test_it_refreshes_itself_until_it_is_stopped() -> None:
+    """A page refreshes itself; one that was stopped does not, and has a link that starts it again."""
+    moving, still = Html(render(page())), Html(render(page(is_still=True)))
 
     assert ("meta", {"http-equiv": "refresh", "content": "10"}) in moving.elements
     assert "refresh" not in still.values("http-equiv")
@@ -318,17 +326,6 @@ def test_words(expected: str, actual: str) -> None:
     assert expected == actual
 
 
-def test_the_history_is_an_hour() -> None:
-    """Of more than an hour of points the newest remain, in their order."""
-    history = History()
-    assert SCENES["healthy"].picture is not None
-    for n in range(500):
-        history.add(SCENES["healthy"].picture, n)
-
-    assert list(range(140, 500)) == [point.at for point in history.points]
-    assert Point(499, 0, (4, 23), 12.5) == history.points[-1]
-
-
 def states(*counts: int) -> list[ShardStatus]:
     """Make shards with so many entries in quarantine."""
     return [shard(number, quarantined=count) for number, count in enumerate(counts)]
@@ -341,13 +338,13 @@ def test_the_quarantine_tells_reasons_and_the_newest(client: redis.Redis) -> Non
         client.hset(shops[n % 2].keys.quarantine, f"o{n}:mug", f"reason=stock_missing at={NOW + n} score=1")
     client.hset(shops[0].keys.quarantine, b"\xff", "look at this")
 
-    seen = look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
+    seen = read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
 
     assert (("stock_missing", 30), ("look at this", 1)) == seen.reasons
     assert [Entry(f"o{n}:mug", "stock_missing", NOW + n) for n in range(29, 9, -1)] == list(seen.entries)
     assert 31 == seen.counted
-    assert look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
-    assert Quarantine() == look(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
+    assert read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
+    assert Quarantine() == read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
 
 
 def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
@@ -357,7 +354,7 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     server_client.hset(keys.quarantine, mapping=entries)  # type: ignore[arg-type]
     server_client.config_resetstat()
 
-    seen = look(Servers.of(server_client, Settings()), Settings(), states(5000))
+    seen = read_quarantine(Servers.of(server_client, Settings()), Settings(), states(5000))
 
     stats = server_client.info("commandstats")
     assert 1000 == seen.counted
@@ -365,75 +362,129 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     assert set(stats) <= {"cmdstat_hscan", "cmdstat_info", "cmdstat_config|resetstat"}
 
 
-def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis) -> None:
-    """Where the user lacks HSCAN the page says so in its place, and shows everything else."""
+def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis, log: Log) -> None:
+    """If the user lacks HSCAN the page says so in its place, and shows everything else."""
     keys = Inventory(server_client).keys
     server_client.hset(keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    server_client.execute_command("ACL", "SETUSER", "looker", "on", ">pw", "~*", "&*", "+@all", "-hscan")  # type: ignore[no-untyped-call]
-    path = server_client.connection_pool.connection_kwargs["path"]
-    try:
-        with redis.Redis.from_url(f"unix://looker:pw@{path}", protocol=2) as client:
-            watch = Watch(Servers.of(client, Settings()), Settings(), "w")
-            watch.look()
-    finally:
-        server_client.execute_command("ACL", "DELUSER", "looker")  # type: ignore[no-untyped-call]
+    with _user(server_client, "-hscan") as client:
+        watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+        watch.read()
 
-    text = text_of(watch.view())
+    text = text_of(page_of(watch))
     assert "In quarantine 1 waiting for a person" in text
     assert "They cannot be listed here:" in text
     assert "hscan" in text
-    assert "" == watch.view().error
+    assert "" == watch.reading.error
 
 
-def test_a_watch_shows_what_it_saw(client: redis.Redis) -> None:
-    """Each look adds a point and becomes the view, with the quarantine of that moment."""
+def test_a_missing_right_is_said_everywhere(server_client: redis.Redis, log: Log) -> None:
+    """If the user may not read a shard the page, /readyz and the log say NOPERM and the command, and the figures go."""
+    with _user(server_client, "-zcount") as client:
+        watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+        watch.read()
+        watch.read()
+
+    [entry] = log.of("cannot_read_redis")
+    for text in (text_of(page_of(watch)), watch.why_not_ready(), entry["message"]):
+        assert "zcount" in text
+    assert ((), False) == (watch.figures().shards, watch.figures().is_up)
+    assert "" == watch.why_not_alive()
+
+
+def test_a_watch_shows_what_it_read(client: redis.Redis, log: Log) -> None:
+    """Each reading adds a point to the hour and becomes the page, with the quarantine of that moment."""
     shop = Inventory(client)
     shop.hold("mug", 2, int(worker_clock()) - 1000)
     client.hset(shop.keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    watch = Watch(Servers.of(client, Settings()), Settings(), "shop-0:7:ab10")
-    before = watch.view()
-    watch.look()
-    watch.look()
-    seen = watch.view(is_still=True)
+    watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+    before, trouble = watch.reading, watch.why_not_ready()
+    watch.read()
+    watch.read()
+    seen = watch.reading
 
-    assert (None, ()) == (before.picture, before.points)
-    assert seen.picture is not None
-    assert (1, [1, 1], 1) == (seen.picture.overdue, [point.overdue for point in seen.points], seen.quarantine.counted)
-    assert (True, "", "shop-0:7:ab10") == (seen.is_still, seen.error, seen.worker)
-    assert "1 in quarantine" in text_of(seen)
+    assert (None, (), "Redis has not answered yet") == (before.snapshot, before.points, trouble)
+    assert seen.snapshot is not None
+    assert (1, [1, 1], 1) == (seen.snapshot.overdue, [point.overdue for point in seen.points], seen.quarantine.counted)
+    assert ("", "") == (seen.error, watch.why_not_ready())
+    assert "1 in quarantine" in text_of(page_of(watch))
 
 
-def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer) -> None:
-    """While Redis is away the last picture stays, with the error and its age; then there is a new one."""
-    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), "w")
-    watch.look()
-    first = watch.view()
+def test_the_points_are_an_hour(fake_server: fakeredis.FakeServer, log: Log) -> None:
+    """Of more than an hour of points the newest remain, in their order."""
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), log.logger())
+    watch.reading = replace(watch.reading, points=tuple(Point(n, 0, None, None) for n in range(360)))
+    watch.read()
+
+    assert [*range(1, 360), watch.reading.at] == [point.at for point in watch.reading.points]
+
+
+def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer, log: Log) -> None:
+    """While Redis is away the last reading stays, with the error and its age; then there is a new one."""
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), log.logger())
+    watch.read()
+    first = watch.reading
     fake_server.connected = False
-    watch.look()
-    away = watch.view()
+    watch.read()
+    away = watch.reading
     fake_server.connected = True
-    watch.look()
-    back = watch.view()
+    watch.read()
 
-    assert (first.picture, first.silent_since, first.points) == (away.picture, away.silent_since, away.points)
+    assert first == replace(away, error="")
     assert away.error
-    assert away.is_old
-    assert ("", 2) == (back.error, len(back.points))
+    assert away.is_old(away.at)
+    assert ("", 2) == (watch.reading.error, len(watch.reading.points))
 
 
-def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     """What is no error of Redis is shown as well, and no error shows the password."""
     settings = Settings(redis_url="redis://:hunter2@redis:6379/0")
-    watch = Watch(Servers.of(fakeredis.FakeRedis(), settings), settings, "w")
+    watch = Watch(Servers.of(fakeredis.FakeRedis(), settings), settings, log.logger())
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
         (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
         (redis.TimeoutError(), "TimeoutError: redis://redis:6379/0"),
     ):
-        monkeypatch.setattr("expirer.operate.snapshot.Camera.take", _raising(failure))
-        watch.look()
+        monkeypatch.setattr("expirer.operate.snapshot.Sampler.sample", _raising(failure))
+        watch.read()
 
-        assert error == watch.view().error
+        assert error == watch.reading.error
+
+
+@pytest.mark.parametrize("digits", [16, 309, 4301])
+def test_no_number_breaks_the_page(client: redis.Redis, log: Log, digits: int) -> None:
+    """A quantity that no script accepts, a total and a time of as many digits leave the page and the figures whole."""
+    shop = Inventory(client)
+    huge = "9" * digits
+    shop.stock("mug", 0, 1)
+    id_ = shop.hold("mug", 1, int(worker_clock()) - 60_000)
+    client.hset(shop.keys.reservation_prefix + id_, "quantity", huge)
+    client.hset(shop.keys.stats, mapping={"expired": huge, "units": "²", b"\x1b[2J\xff": "7"})
+    client.hset(shop.keys.control, mapping={"paused": 1, "until": huge, "since": huge})
+    client.hset(shop.keys.about, "w1", f"version={huge} skew_ms={huge}")
+    client.zadd(shop.keys.workers, {"w1": 1e300})
+    client.xadd(shop.keys.events, {"expired_at": huge, "expires_at": "1"})
+    client.hset(shop.keys.quarantine, "o9:mug", f"reason=stock_missing at={huge} score=1")
+    watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+    watch.read()
+    client.xadd(shop.keys.events, {"expired_at": huge, "expires_at": "1"})
+    watch.read()
+
+    assert "" == watch.reading.error
+    assert "1 in quarantine" in text_of(page_of(watch))
+    assert watch.figures().is_up
+    assert b"expirer_shard_overdue_reservations" in metrics_route(InventoryCollector(watch.figures))(ASKED).body
+
+
+@contextmanager
+def _user(client: redis.Redis, *rules: str) -> Iterator[redis.Redis]:
+    """Connect as a user who has every right but some."""
+    client.execute_command("ACL", "SETUSER", "reader", "reset", "on", ">pw", "~*", "&*", "+@all", *rules)  # type: ignore[no-untyped-call]
+    path = client.connection_pool.connection_kwargs["path"]
+    try:
+        with redis.Redis.from_url(f"unix://reader:pw@{path}", protocol=2) as reader:
+            yield reader
+    finally:
+        client.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]
 
 
 def _raising(failure: Exception) -> Callable[[object], None]:
@@ -443,8 +494,8 @@ def _raising(failure: Exception) -> Callable[[object], None]:
     return take
 
 
-def test_every_view_is_drawn() -> None:
-    """No view makes the page fail: of an hour, of a moment, of none."""
+def test_every_page_is_drawn() -> None:
+    """No reading makes the page fail: of an hour, of a moment, of none."""
     for points in ((), hour()[:1], hour()):
         for seen in SCENES.values():
-            assert render(replace(seen, points=points)).endswith("</html>\n")
+            assert render(change(seen, points=points)).endswith("</html>\n")

@@ -15,8 +15,9 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
 from expirer.contract.control import pausing
+from expirer.contract.reasons import ADVICE
 from expirer.web.format import span
-from expirer.web.page import CSP, render
+from expirer.web.page import CSP, Page, render
 from expirer.web.watch import Watch
 from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
@@ -24,7 +25,7 @@ from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer, free_port
-from tests.views import HOSTILE, hostile, scenes
+from tests.views import HOSTILE, change, hostile, scenes
 
 SCENES = scenes()
 CONTRASTS = """
@@ -68,22 +69,23 @@ def site() -> Iterator[Site]:
 
 
 def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: redis.Redis) -> None:
-    """Of a real shop with a real worker the page shows the figures that were expired, held, refused and are late."""
+    """Of a real shop with a real worker the page shows what expired, is reserved, was refused and is late."""
     shop = Inventory(server_client)
     now = int(worker_clock())
-    worker = Worker(server_client, Settings(), Log().logger())
-    watch = Watch(Servers.of(server_client, Settings()), Settings(), worker.id)
+    servers = Servers.of(server_client, Settings())
+    worker = Worker(servers.shards[0], Log().logger())
+    watch = Watch(servers, Settings(), Log().logger())
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)
-    shop.hold("tee", 1, now - 1000)
-    watch.look()
+    shop.hold("tee", 1, now - 1000, status="Odd")
+    watch.read()
     worker.tick()
     server_client.hset(shop.keys.control, mapping=pausing("ann@shop-1", "payment outage", now))  # type: ignore[arg-type]
     shop.hold("mug", 4, now - 60_000, "o9:mug")
-    watch.look()
+    watch.read()
 
-    site.html = render(watch.view(is_still=True))
+    site.html = render(Page(Settings(), watch.reading, watch.reading.at, is_still=True))
     browser.look(site.url)
 
     tiles = dict(zip(browser.texts(".now dt"), browser.texts(".now dt + dd"), strict=True))
@@ -97,29 +99,25 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     assert ["mug 7 4"] == browser.texts("#products ~ table tbody tr")
     assert browser.texts("#workers ~ table tbody tr")[0].startswith(f"{worker.id} ")
     assert browser.texts("#totals ~ table tbody tr")[:2] == ["reservations expired 1", "units given back 2"]
-    assert browser.texts("#quarantine ~ table tbody tr")[0].startswith("o2:tee stock_missing ")
-    assert "restore the product, or check EXPIRER_STOCK_PREFIX; then requeue" in browser.texts(".reasons dd")
+    assert browser.texts("#quarantine ~ table tbody tr")[0].startswith("o2:tee status_unknown ")
+    assert [ADVICE["status_unknown"]] == browser.texts(".reasons dd")
     shop.assert_conserved({"mug": 19})
 
 
-def test_the_sidecar_serves_it(browser: Browser, own_server: RedisServer) -> None:
-    """A sidecar shows itself at `/` within its policy, and says it when Redis goes away and when it is back."""
-    url = f"http://127.0.0.1:{free_port()}/"
+def test_the_program_serves_it(browser: Browser, own_server: RedisServer) -> None:
+    """The page that `expirer web` serves is shown under its policy, and says so when Redis is away."""
+    port = free_port()
 
     def says(headline: str) -> bool:
-        browser.look(url + "?still")
+        browser.look(f"http://localhost:{port}/?still")
         return browser.texts("h1") == [headline]
 
-    with Program(own_server.url, "--http-port", url.rpartition(":")[2].strip("/")) as program:
-        program.wait_for("web_started")
+    with Program(own_server.url, "--http-port", str(port), command="web") as program:
+        program.wait_for("http_started")
         browser.complaints()
-        wait_until(lambda: says("Healthy"))
-        worker = program.wait_for("job_started")["worker"]
-        assert [worker] == browser.texts("#workers ~ table tbody th")
+        wait_until(lambda: says("Not healthy"))
         own_server.stop()
         wait_until(lambda: says("Cannot read Redis"))
-        own_server.start()
-        wait_until(lambda: says("Healthy"))
         assert [] == browser.complaints()
 
 
@@ -141,12 +139,12 @@ def test_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, site: Si
 @pytest.mark.parametrize("error", [*HOSTILE[:2], ""])
 def test_strangers_texts_do_nothing(browser: Browser, site: Site, error: str) -> None:
     """What looks like markup is seen as it stands in Redis, and does nothing."""
-    site.html = render(replace(hostile(), is_still=True, error=error))
+    site.html = render(replace(change(hostile(), error=error), is_still=True))
     browser.look(site.url)
 
     ids = browser.texts("#quarantine ~ table tbody th")
     assert list(HOSTILE[:4]) == ids[:4]
-    assert r"abc\u202edcba\u2066 \x1b[2J\x00\n" == ids[4]
+    assert r"abc\xe2\x80\xaedcba\xe2\x81\xa6 \x1b[2J\x00\x0a" == ids[4]
     assert "expirer, inventory" in browser.run("return document.title")
     assert 0 == browser.run("return document.querySelectorAll('script, img, base, iframe, object, form').length")
     assert [] == browser.complaints()
@@ -154,16 +152,22 @@ def test_strangers_texts_do_nothing(browser: Browser, site: Site, error: str) ->
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_no_screen_is_too_narrow(browser: Browser, site: Site, scene: str, width: int) -> None:
-    """Nothing reaches beyond the edge of a phone's screen, or of any other: there is nothing to scroll sideways."""
+@pytest.mark.parametrize("letters", ["", "monospace"])
+def test_no_screen_is_too_narrow(browser: Browser, site: Site, scene: str, width: int, letters: str) -> None:
+    """Nothing reaches beyond the edge of a phone's screen, or any other, also with the widest letters of a machine."""
     site.html = render(replace(SCENES[scene], is_still=True))
     browser.look(site.url, width=width)
+    if letters:  # wider than any proportional font that a browser falls back to
+        browser.run(
+            "for (const e of document.querySelectorAll('*'))"
+            f" {{ e.style.fontFamily = '{letters}'; e.style.letterSpacing = '0.06em'; }}"
+        )
 
     assert (width, width) == tuple(
         browser.run("return [document.documentElement.clientWidth, document.documentElement.scrollWidth]")
     )
     right = "return Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
-    assert browser.run(right) <= width
+    assert browser.run(right) <= width + 0.5
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -176,7 +180,7 @@ def test_everything_can_be_read(browser: Browser, site: Site, scene: str, scheme
     paper = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 18, 22)"}[scheme] == paper
     contrasts = browser.run(CONTRASTS)
-    assert len(contrasts) > 10
+    assert len(contrasts) > 5
     assert [] == [(contrast, text) for contrast, text in contrasts if contrast < 4.5]
 
 

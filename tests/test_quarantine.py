@@ -1,4 +1,4 @@
-"""Mending what could not be expired: list, show, requeue, release and drop."""
+"""Repairing what could not be expired: list, show, requeue, release and drop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import redis
 
 from expirer import cli
 from expirer.contract.keys import ShardKeys, shard_of
+from expirer.contract.text import encode
 from expirer.worker.worker import Worker
 from tests.conftest import MakeWorker, Operate
 from tests.inventory import NOW, Inventory
@@ -52,7 +53,14 @@ def test_the_list_counts_each_reason(poisoned: Inventory, operate: Operate) -> N
 
 def test_the_list_for_programs(poisoned: Inventory, operate: Operate) -> None:
     """With --json each line is an object."""
-    expected = {"shard": 0, "reservation_id": "o1:mug", "reason": "quantity_invalid", "at": NOW, "score": str(PAST)}
+    expected: dict[str, Any] = {
+        "shard": 0,
+        "reservation_id": "o1:mug",
+        "reason": "quantity_invalid",
+        "at": NOW,
+        "score": str(PAST),
+    }
+    expected["retry"] = None
 
     assert expected == json.loads(operate("quarantine", "list", "--json")[1])
     assert poisoned.quarantine() == {"o1:mug": "quantity_invalid"}
@@ -64,16 +72,16 @@ def test_show_advises(poisoned: Inventory, operate: Operate) -> None:
 
     assert code == 0
     assert "  fields: quantity two\n" in out
-    assert "  advice: mend the quantity, then requeue; or release what it holds\n" in out
+    assert "  advice: fix the quantity, then requeue; or release its units\n" in out
     assert operate("quarantine", "show", "o2:mug") == (1, "", "expirer: o2:mug: it is not in quarantine\n")
     assert poisoned.quarantine() == {"o1:mug": "quantity_invalid"}
 
 
 @pytest.mark.parametrize("which", [["o1:mug"], ["--all"], ["--reason", "quantity_invalid"]])
-def test_what_was_mended_expires_after_requeue(
+def test_what_was_fixed_expires_after_requeue(
     poisoned: Inventory, operate: Operate, worker: Worker, which: list[str]
 ) -> None:
-    """Once its cause is mended, requeue puts an entry back at its own time, and the next tick expires it."""
+    """Once its cause is fixed, requeue puts an entry back at its own time, and the next tick expires it."""
     poisoned.client.hset(poisoned.keys.reservation_prefix + "o1:mug", "quantity", 2)
 
     code, out, err = operate("quarantine", "requeue", *which)
@@ -181,29 +189,105 @@ def test_release_of_another_product_is_refused(poisoned: Inventory, operate: Ope
     assert poisoned.counters("tee") == (0, 5)
 
 
-def test_release_of_a_lost_reservation_names_the_product(
-    inventory: Inventory, worker: Worker, operate: Operate
-) -> None:
-    """The units of a reservation that is gone are freed once the operator says of which product."""
+def test_release_of_a_lost_reservation_is_forced(inventory: Inventory, worker: Worker, operate: Operate) -> None:
+    """The units of a reservation that was never there are released once the operator insists, and says of what."""
     inventory.stock("mug", 8, 2)
     inventory.client.zadd(inventory.keys.index, {"o1:mug": PAST})
     worker.tick()
+    release = ["quarantine", "release", "o1:mug", "--quantity", "2"]
 
-    refused = operate("quarantine", "release", "o1:mug", "--quantity", "2")
-    code, out, _ = operate("quarantine", "release", "o1:mug", "--quantity", "2", "--product", "mug")
+    refused = operate(*release, "--product", "mug")
+    of_no_product = operate(*release, "--force")
+    code, out, _ = operate(*release, "--force", "--product", "mug")
 
+    assert (refused[0], "o1:mug: there is no such reservation any more" in refused[2]) == (1, True)
     problem = "expirer: o1:mug: its reservation names no product: say which with --product\n"
-    assert refused == (1, "1 refused\n", problem)
+    assert of_no_product == (1, "1 refused\n", problem)
     assert (code, out) == (0, "1 released\n")
     inventory.assert_conserved({"mug": 10})
     assert inventory.counters("mug") == (10, 0)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_what_was_sold_and_forgotten_is_not_released(
+    poisoned: Inventory, operate: Operate, client: redis.Redis, force: list[str]
+) -> None:
+    """A quarantined reservation that was confirmed, and whose retention is over, gives no units back a second time."""
+    keys = poisoned.keys
+    poisoned.stock("mug", 6, 4)
+    poisoned.hold("mug", 2, 4_000_000_000_000, "o2:mug")
+    client.hset(keys.reservation_prefix + "o1:mug", "status", "Confirmed")
+    client.hincrby(keys.stock_prefix + "mug", "reserved", -2)
+    client.pexpire(keys.reservation_prefix + "o1:mug", 0)
+
+    code, _, err = operate("quarantine", "release", "o1:mug", "--quantity", "2", "--product", "mug", *force)
+
+    assert (code, poisoned.counters("mug")) == (1, (6, 2))
+    assert "it may have been sold" in err
+    poisoned.assert_conserved({"mug": 10}, sold={"mug": 2})
+    assert operate("quarantine", "drop", "--yes", "o1:mug")[:2] == (0, "1 dropped\n")
+    poisoned.assert_conserved({"mug": 10}, sold={"mug": 2})
+
+
+@pytest.fixture
+def waiting(inventory: Inventory, worker: Worker) -> Inventory:
+    """A shop with ten mugs, whose stock key was away when a reservation of two of them fell due."""
+    inventory.hold("mug", 2, PAST, "o1:mug")
+    worker.tick()
+    inventory.stock("mug", 8, 2)
+
+    assert (len(inventory.index()), inventory.quarantine()) == (1, {"o1:mug": "stock_missing"})
+    return inventory
+
+
+def test_what_is_tried_again_is_listed_so(waiting: Inventory, operate: Operate) -> None:
+    """An entry that waits to be tried again says so, and is counted so."""
+    _, out, _ = operate("quarantine", "list")
+
+    assert out.splitlines() == [
+        "o1:mug  stock_missing since 2027-01-15 08:00:00.000 UTC, waiting, tried again",
+        "1 in quarantine: 1 stock_missing; 1 waiting, tried again",
+    ]
+    waiting.assert_conserved({"mug": 10})
+
+
+@pytest.mark.parametrize(
+    ("command", "available", "indexed"),
+    [("requeue o1:mug", 10, 1), ("release o1:mug --quantity 2", 10, 0), ("drop --yes o1:mug", 8, 0)],
+)
+def test_what_is_tried_again_can_be_resolved(
+    waiting: Inventory, operate: Operate, worker: Worker, command: str, available: int, indexed: int
+) -> None:
+    """An entry that waits is requeued at its own time, released or dropped as any other, and exactly once."""
+    assert operate("quarantine", *command.split())[0] == 0
+
+    assert (waiting.quarantine(), len(waiting.index())) == ({}, indexed)
+    assert worker.tick().expired == indexed
+    assert waiting.counters("mug") == (available, 10 - available)
+    if available == 10:
+        waiting.assert_conserved({"mug": 10})
+
+
+@pytest.mark.parametrize("id_", [b"\xff\xfe", b"\x1b[31m", b"\\xff", b"line\nbreak", b"\0", b"na\xc3\xafve", b"a\\b"])
+def test_an_id_is_given_back_as_printed(inventory: Inventory, operate: Operate, id_: bytes) -> None:
+    """Ids may be any bytes: what a list or its JSON prints names the entry in the next command, and no other."""
+    client: Any = inventory.client
+    client.hset(inventory.keys.quarantine, mapping={id_: "by hand", b"xff": "another", id_ + b"\0": "a third"})
+    printed = [line.partition("  by hand")[0] for line in operate("quarantine", "list")[1].splitlines()]
+    rows = [json.loads(line) for line in operate("quarantine", "list", "--json")[1].splitlines()]
+    (named,) = [row["reservation_id"] for row in rows if row["reason"] == "by hand"]
+    (shown,) = [line for line in printed if encode(line) == id_]
+
+    assert encode(named) == id_
+    assert operate("quarantine", "drop", "--yes", shown)[:2] == (0, "1 dropped\n")
+    assert set(client.hkeys(inventory.keys.quarantine)) == {b"xff", id_ + b"\0"}
 
 
 def test_release_wants_a_unit(operate: Operate) -> None:
     """A quantity of nothing is wrong usage."""
     code, _, err = operate("quarantine", "release", "o1:mug", "--quantity", "0")
 
-    assert (code, err) == (2, "expirer: --quantity 0: an entry holds at least one unit; to free none, drop it\n")
+    assert (code, err) == (2, "expirer: --quantity 0: an entry holds at least one unit; to release none, drop it\n")
 
 
 def test_what_has_ended_is_only_dropped(poisoned: Inventory, operate: Operate) -> None:
@@ -213,7 +297,7 @@ def test_what_has_ended_is_only_dropped(poisoned: Inventory, operate: Operate) -
     code, _, err = operate("quarantine", "release", "o1:mug", "--quantity", "2")
     dropped = operate("quarantine", "drop", "--yes", "o1:mug")
 
-    assert (code, err) == (1, "expirer: o1:mug: it is Confirmed: its units are not held any more; drop the entry\n")
+    assert (code, err) == (1, "expirer: o1:mug: it is Confirmed, so it holds no units: drop the entry\n")
     assert dropped[:2] == (0, "1 dropped\n")
     assert (poisoned.status("o1:mug"), poisoned.counters("mug")) == ("Confirmed", (8, 2))
     assert poisoned.quarantine() == {}
@@ -234,7 +318,7 @@ def test_drop_asks(poisoned: Inventory, operate: Operate) -> None:
     """Without --yes, and nobody at a terminal to be asked, nothing is dropped."""
     code, _, err = operate("quarantine", "drop", "o1:mug")
 
-    assert (code, err) == (1, "expirer: look with expirer quarantine list, then repeat this with --yes\n")
+    assert (code, err) == (1, "expirer: see expirer quarantine list, then repeat this with --yes\n")
     assert poisoned.quarantine() == {"o1:mug": "quantity_invalid"}
 
 
@@ -265,7 +349,8 @@ def test_plain_counters_take_units_back(client: redis.Redis, make_worker: MakeWo
     seed_plain_counters(client)
     client.hset("hold:h1", "qty", "two")
     client.zadd("holds", {"h3": NOW // 1000 - 5})
-    assert make_worker(**PLAIN_COUNTERS).tick().quarantined == 2
+    done = make_worker(**PLAIN_COUNTERS).tick()
+    assert (done.quarantined, done.rescheduled) == (1, 1)
 
     released = operate("quarantine", "release", "h1", "--quantity", "2", *flags(PLAIN_COUNTERS))
     requeued = operate("quarantine", "requeue", "h3", *flags(PLAIN_COUNTERS))

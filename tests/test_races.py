@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.contract.control import Pause
+from expirer.connection.connect import Servers
 from expirer.worker.batch import Tick
 from expirer.worker.expiry import Expiry
 from expirer.worker.worker import Worker
@@ -59,7 +59,7 @@ def fight(shared_server: RedisServer) -> Fight:
 
     def work() -> None:
         with shared_server.client() as client:
-            worker = Worker(client, Settings(batch_size=5), log.logger())
+            worker = Worker(Servers.of(client, Settings(batch_size=5)).shards[0], log.logger())
             while not is_over.is_set():
                 assert worker.tick().errors == 0
 
@@ -191,16 +191,15 @@ def in_the_gap(
 
         def arrange(fields: dict[str, Any]) -> dict[bytes, bytes]:
             snapshot: dict[bytes, bytes] = {}
-            lasts = Expiry._lasts
+            latest_ms = Expiry._latest_ms
 
-            def decide_then_write(expiry: Expiry, connection: Any, pause: Pause | None) -> bool:  # noqa: ANN401
-                monkeypatch.setattr(Expiry, "_lasts", lasts)
-                decision = lasts(expiry, connection, pause)
+            def decide_then_write(expiry: Expiry) -> float | str:
+                monkeypatch.setattr(Expiry, "_latest_ms", latest_ms)
                 second.hset(Inventory(second).keys.control, mapping=fields)
                 snapshot.update(contents(second))
-                return decision
+                return latest_ms(expiry)
 
-            monkeypatch.setattr(Expiry, "_lasts", decide_then_write)
+            monkeypatch.setattr(Expiry, "_latest_ms", decide_then_write)
             return snapshot
 
         yield arrange
@@ -217,7 +216,7 @@ def test_a_change_in_the_gap_is_a_conflict(
     """A control key written between the worker's read and EXEC: a warning, and no key changes."""
     after_write = in_the_gap(fields)
 
-    tick = Worker(server_client, Settings(), log.logger()).tick()
+    tick = Worker(Servers.of(server_client, Settings()).shards[0], log.logger()).tick()
 
     assert Tick(conflicts=1) == tick
     assert [("concurrency_conflict", "warning")] == [(entry["event"], entry["log_level"]) for entry in log.entries]
@@ -233,7 +232,7 @@ def test_after_a_conflict_the_next_tick_expires(
     log: Log,
 ) -> None:
     """After a conflict that was no pause the next tick expires what is due."""
-    worker = Worker(server_client, Settings(), log.logger())
+    worker = Worker(Servers.of(server_client, Settings()).shards[0], log.logger())
     in_the_gap({"reason": "stocktaking"})
     worker.tick()
 
@@ -248,7 +247,7 @@ def test_a_pause_in_the_gap_holds(
     log: Log,
 ) -> None:
     """After a pause that came between the worker's read and EXEC nothing expires until it is lifted."""
-    worker = Worker(server_client, Settings(), log.logger())
+    worker = Worker(Servers.of(server_client, Settings()).shards[0], log.logger())
     in_the_gap({"paused": 1})
     worker.tick()
 
@@ -271,7 +270,7 @@ def test_a_pause_in_a_drain_is_a_barrier(
 
     def work(number: int) -> None:
         with shared_server.client() as client:
-            worker = Worker(client, Settings(batch_size=5), log.logger())
+            worker = Worker(Servers.of(client, Settings(batch_size=5)).shards[0], log.logger())
             while not is_over.is_set():
                 assert worker.tick().errors == 0
                 ticks[number] += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.environment import variable
 from expirer.config.settings import Settings, default_text
 from expirer.contract import scripts
@@ -133,4 +133,4 @@ def test_its_verbs_are_all() -> None:
     """The table of commands names every verb."""
     table = README[README.index("| command | does | exit code |") :].split("\n\n")[0]
 
-    assert [] == [name for name in VERBS if f"`{name.split()[-1]}`" not in table and f"`expirer {name}" not in table]
+    assert [] == [name for name in COMMANDS if f"`{name.split()[-1]}`" not in table and f"`expirer {name}" not in table]

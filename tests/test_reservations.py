@@ -12,8 +12,10 @@ import redis
 
 from expirer import Code, Ended, InsufficientStock, Refused, Reservation, Reservations
 from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
 from expirer.contract import scripts
 from expirer.contract.keys import ShardKeys, shard_of
+from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory, contents
@@ -437,7 +439,8 @@ def test_shards_keep_products_apart(client: redis.Redis) -> None:
         shop.stock(product, 5)
         checkout.reserve("o1", product, 2, MINUTE / 2)
 
-    tick = Worker(client, Settings(shards=4), Log().logger(), lambda: NOW).tick()
+    shards = Servers.of(client, Settings(shards=4)).shards
+    tick = sum((Worker(shard, Log().logger(), lambda: NOW).tick() for shard in shards), Tick())
 
     assert (tick.expired, tick.units) == (20, 40)
     for product in products:

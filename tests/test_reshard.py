@@ -1,4 +1,4 @@
-"""Moving an inventory to more hash tags: wholly, resumably, and with all that belongs to it."""
+"""Moving an inventory to another number of shards: wholly, resumably, and with all that belongs to it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from expirer.connection.connect import connect_all
 from expirer.contract import control
 from expirer.contract.keys import shard_of
 from expirer.operate import reshard
-from expirer.worker.worker import Worker
-from tests.conftest import Log, Operate
+from tests.conftest import MakeWorker, Operate
 from tests.inventory import contents
 from tests.program import Backlog, wait_until
-from tests.resharding import PRODUCTS, assert_conserved, fill, look, moved, shops
+from tests.resharding import PRODUCTS, assert_conserved, fill, moved, read_all, shops
 from tests.servers import RedisServer
 
 
@@ -30,33 +29,62 @@ from tests.servers import RedisServer
 def test_everything_moves(operate: Operate, client: redis.Redis, before: int, after: int) -> None:
     """Every reservation, counter, index entry, quarantine entry, total and time to live is there on its new shard."""
     fill(client, before)
-    expected = look(client, before)
+    expected = read_all(client, before)
     code, out, err = operate("reshard", "--shards", str(before), "--to", str(after), "--yes")
 
     assert (0, "") == (code, err)
     assert "0 found" in out
     assert f"EXPIRER_SHARDS={after} expirer resume" in out
-    assert expected == look(client, after)
+    assert expected == read_all(client, after)
     assert_conserved(client, after)
     tags = {key.partition(b"}")[0] for key in client.scan_iter() if b":control" not in key}
     assert tags <= {shop.keys.index.partition("}")[0].encode() for shop in shops(client, after)}
 
 
-def test_the_shop_goes_on_afterwards(operate: Operate, client: redis.Redis, log: Log) -> None:
+def test_the_shop_goes_on_afterwards(operate: Operate, client: redis.Redis, make_worker: MakeWorker) -> None:
     """Expiry stays paused until it is resumed on the new shards; then workers and checkouts go on there."""
     fill(client)
     operate("reshard", "--to", "16", "--yes")
-    worker = Worker(client, Settings(shards=16), log.logger())
+    workers = [make_worker(None, number, shards=16) for number in range(16)]
 
-    assert (16, 0) == ((done := worker.tick()).paused, done.expired)
+    done = [worker.tick() for worker in workers]
+    assert (16, 0) == (sum(one.paused for one in done), sum(one.expired for one in done))
     operate("resume", "--shards", "16", "--yes")
     due = sum(n % 7 > 1 for n in range(len(PRODUCTS)))
-    assert due == worker.tick().expired
+    assert due == sum(worker.tick().expired for worker in workers)
     checkout = Reservations(client, shards=16)
     assert checkout.confirm("o0", "product-1").changed
     with pytest.raises(Refused):
         Reservations(client).reserve("o9", "product-1", 1)
     assert_conserved(client, 16)
+
+
+def test_any_name_moves(operate: Operate, client: redis.Redis) -> None:
+    """Ids may be any bytes: a product and reservations called by single bytes move as any other."""
+    (shop,) = shops(client, 1)
+    row: dict[Any, Any] = {"quantity": 1, "status": "Active", "expires_at": 4_102_444_800_000}
+    names: list[Any] = [b"\0", b"0", b"\xff", b"nobody"]
+    for name in names:
+        client.hset(shop.keys.stock_prefix.encode() + name, mapping={"available": 9, "reserved": 1})
+        client.hset(shop.keys.reservation_prefix.encode() + name, mapping={**row, "product_id": name})
+        client.zadd(shop.keys.index, {name: 4_102_444_800_000})
+    expected = {name: value for name, value in read_all(client, 1).items() if name != "totals"}
+
+    code, _, err = operate("reshard", "--to", "16", "--yes")
+
+    assert (0, "") == (code, err)
+    assert expected == {name: value for name, value in read_all(client, 16).items() if name != "totals"}
+
+
+def test_nothing_to_move_is_done(operate: Operate, client: redis.Redis) -> None:
+    """To the number of shards that the inventory has there is nothing to move: it audits, and exits 0."""
+    fill(client)
+    before = contents(client)
+    code, out, err = operate("reshard", "--to", "1")
+
+    assert (0, "", before) == (code, err, contents(client))
+    assert "0 found" in out
+    assert out.endswith("nothing to move\nnext: start the checkouts and the sidecar with EXPIRER_SHARDS=1\n")
 
 
 def test_a_product_of_very_many_is_waited_for(shared_server: RedisServer, server_client: redis.Redis) -> None:
@@ -91,7 +119,7 @@ def test_an_interrupted_move_is_resumed(shared_server: RedisServer, server_clien
     """Killed again and again between two products it leaves each whole, and the last run moves the rest."""
     client = server_client
     fill(client)
-    expected = look(client, 1)
+    expected = read_all(client, 1)
     command = [sys.executable, "-m", "expirer", "reshard", "--to", "16", "--yes", "--redis-url", shared_server.url]
     halves = 0
     for n in (1, 5, 12, 25):
@@ -101,14 +129,14 @@ def test_an_interrupted_move_is_resumed(shared_server: RedisServer, server_clien
             wait_until(lambda n=n: run.poll() is not None or moved(client) >= n)  # type: ignore[misc]
             run.send_signal(signal.SIGKILL)
         halves += 0 < moved(client) < len(PRODUCTS)
-        both = look(client, 1)
-        both.update({name: value for name, value in look(client, 16).items() if name != "totals"})
+        both = read_all(client, 1)
+        both.update({name: value for name, value in read_all(client, 16).items() if name != "totals"})
         both["totals"] = expected["totals"]
         assert expected == both
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (0, "") == (done.returncode, done.stderr)
-    assert expected == look(client, 16)
+    assert expected == read_all(client, 16)
     assert_conserved(client, 16)
 
 
@@ -121,13 +149,13 @@ def test_a_second_time_changes_nothing(operate: Operate, client: redis.Redis) ->
     code, out, err = operate("reshard", "--to", "16")
 
     assert (0, "", before) == (code, err, contents(client))
-    assert "nothing was to be moved\nnext: start the checkouts and the sidecar with EXPIRER_SHARDS=16\n" in out
+    assert "nothing to move\nnext: start the checkouts and the sidecar with EXPIRER_SHARDS=16\n" in out
 
 
 def test_what_the_audit_finds_hides_no_next_step(operate: Operate, client: redis.Redis) -> None:
     """Damage from before moves along, and the person hears of it, of what moved and of what is next, each time."""
     shops(client, 1)[0].stock("mug", 5, 3)
-    for moved_ in ("1 products with 0 reservations moved", "nothing was to be moved"):
+    for moved_ in ("1 products with 0 reservations moved", "nothing to move"):
         code, out, _ = operate("reshard", "--to", "4", "--yes")
 
         assert 1 == code
@@ -148,7 +176,7 @@ def test_ended_reservations_move_in_slices(
         if n >= 3:
             client.zrem(shop.keys.index, id_)
             client.pexpire(shop.keys.reservation_prefix + id_, 3_600_000)
-    expected = look(client, 1)
+    expected = read_all(client, 1)
     home = shops(client, 2)[shard_of("mug", 2)].keys.reservation_prefix
     sizes: list[int] = []
     move = reshard._Move._move
@@ -167,13 +195,26 @@ def test_ended_reservations_move_in_slices(
     monkeypatch.setattr(reshard._Move, "_move", move)
 
     assert (0, "") == operate("reshard", "--to", "2", "--yes")[::2]
-    assert expected == look(client, 2)
+    assert expected == read_all(client, 2)
     assert_conserved_mug(client)
 
 
 def assert_conserved_mug(client: redis.Redis) -> None:
     """Assert the law for the one product of a hundred units, on two shards."""
     shops(client, 2)[shard_of("mug", 2)].assert_conserved({"mug": 100})
+
+
+def test_a_brake_is_taken_along(operate: Operate, client: redis.Redis) -> None:
+    """The brake of one old shard is on all new ones, so that `resume` still asks a person."""
+    fill(client, 4)
+    mapping: Any = control.braking("shop-1", "9 overdue", 1_795_469_461_999)
+    client.hset("{inventory:3}:control", mapping=mapping)
+    code, _, err = operate("reshard", "--shards", "4", "--to", "2", "--yes")
+
+    assert (0, "") == (code, err)
+    assert [b"9 overdue"] * 2 == [client.hget(f"{{inventory:{number}}}:control", "brake") for number in range(2)]
+    assert operate("resume", "--shards", "2")[0] == 1
+    assert_conserved(client, 2)
 
 
 def test_a_lasting_pause_of_a_person_is_kept(operate: Operate, client: redis.Redis) -> None:
@@ -204,6 +245,7 @@ def test_a_damaged_total_costs_no_other(operate: Operate, client: redis.Redis, d
     """A total that is no number counts as none, on whichever side; all others are carried over."""
     fill(client)
     client.hset("{inventory:0}:stats", mapping={"expired": 2, "units": 3})
+    client.hset("{inventory}:stats", mapping={"token": "1234", "ticks": 7})
     client.hset(damaged, "expired", "abc")
     expected = {b"expired": b"2" if damaged == "{inventory}:stats" else b"5", b"units": b"12"}
     operate("reshard", "--to", "4", "--yes")
@@ -217,14 +259,14 @@ def test_a_control_key_that_is_written_meanwhile_is_read_again(
 ) -> None:
     """Where somebody writes it, and expiry stays paused, the move goes on with the product that it was at."""
     fill(client)
-    call, calls = reshard._Move._call, count()
+    command, calls = reshard._Move._command, count()
 
-    def written_before(move: reshard._Move, *arguments: Any) -> None:  # noqa: ANN401  # what it takes
+    def written_before(move: reshard._Move, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401  # what it takes
         if next(calls) % 20 == 19:
             client.hset("{inventory}:control", "by", "ann")
-        call(move, *arguments)
+        return command(move, *arguments)
 
-    monkeypatch.setattr(reshard._Move, "_call", written_before)
+    monkeypatch.setattr(reshard._Move, "_command", written_before)
 
     assert (0, "") == operate("reshard", "--to", "16", "--yes")[::2]
     assert_conserved(client, 16)

@@ -14,9 +14,9 @@ from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
 from expirer.contract.control import Pause
 from expirer.contract.keys import ShardKeys
-from expirer.operate.screen import View, _chart, _columns, lines
-from expirer.operate.snapshot import Camera, Picture, Product
-from expirer.operate.status import ShardStatus
+from expirer.operate.screen import Page, _chart, _columns, lines
+from expirer.operate.snapshot import Product, Sampler, Snapshot
+from expirer.operate.status import BRAKED, ShardStatus, WorkerStatus
 from tests.inventory import Inventory
 
 NOW = 1_795_469_462_000
@@ -24,24 +24,22 @@ NOW = 1_795_469_462_000
 
 def shard(number: int, *problems: str, paused: Pause | None = None) -> ShardStatus:
     """Make the state of a shard with two workers."""
-    workers = [
-        {"id": f"shop-{name}:7:abcd", "last_tick": NOW - 1500, "version": "0.1.0", "skew_ms": 3} for name in range(2)
-    ]
+    workers = [WorkerStatus(f"shop-{name}:7:abcd", NOW - 1500, "0.1.0", 3, is_live=True) for name in range(2)]
     return ShardStatus(number, 2000, 12 + number, 4500, 0, None, 1, paused, workers, {"expired": 9}, list(problems))
 
 
-def view(shards: list[ShardStatus], products: int = 3, name: str = "mug") -> View:
+def page(shards: list[ShardStatus], products: int = 3, name: str = "mug") -> Page:
     """Make what was seen in a while."""
     many = [Product(f"{name}-{number}", 90 - number, 9) for number in range(products)]
-    seen = View("redis://redis:6379/0")
+    seen = Page("redis://redis:6379/0")
     for _ in range(500):
-        seen.add(Picture(NOW, shards, 36, 1000, many, 12.5, (2, 8)))
+        seen.add(Snapshot(NOW, shards, 36, 1000, many, 12.5, (2, 8)))
     return seen
 
 
 def test_a_screen_of_80_by_24() -> None:
     """An operator with one shard sees everything on 80 columns and 24 lines."""
-    screen = lines(view([shard(0)]), 80, 24)
+    screen = lines(page([shard(0)]), 80, 24)
 
     assert screen == [
         "expirer top  redis://redis:6379/0           2026-11-23 21:31:02.000 UTC  q: quit",
@@ -70,7 +68,7 @@ def test_a_screen_of_80_by_24() -> None:
 def test_every_size_is_kept(size: tuple[int, int], name: str) -> None:
     """Whatever is shown, no line is wider and there are no more of them than the screen has; no control character."""
     paused = Pause(by="ann", reason=name, since=NOW, until=None)
-    for seen in (view([shard(n, "no live worker", paused=paused) for n in range(40)], 99, name), View("redis://x")):
+    for seen in (page([shard(n, "no live worker", paused=paused) for n in range(40)], 99, name), Page("redis://x")):
         seen.error = name
         screen = lines(seen, *size)
 
@@ -89,16 +87,14 @@ def test_a_chart_shows_the_newest() -> None:
     assert _chart("overdue", values, "", 5, "_12345678") == "overdue       at most 700"
 
 
-def test_the_sick_shard_stands_first() -> None:
-    """With many shards the state names the sick one, and it stands before the busy ones."""
-    screen = lines(view([*(shard(number) for number in range(15)), shard(15, "the brake holds")]), 80, 24)
+def test_the_shard_with_a_problem_comes_first() -> None:
+    """With many shards the state names the one with a problem, and its line comes before the busy ones."""
+    screen = lines(page([*(shard(number) for number in range(15)), shard(15, BRAKED)]), 80, 24)
 
-    assert screen[1] == "shard 15: the brake holds"
-    assert lines(view([shard(number, "no live worker") for number in range(3)]), 80, 24)[1] == (
-        "3 of 3 shards are not healthy; shard 0: no live worker"
-    )
+    assert screen[1] == "shard 15 braked"
+    assert lines(page([shard(number, "no live worker") for number in range(3)]), 80, 24)[1] == "no live worker"
     [title] = [number for number, line in enumerate(screen) if line.startswith("SHARD")]
-    assert [line.split()[:2] for line in screen[title + 1 : title + 3]] == [["15", "the"], ["14", "healthy"]]
+    assert [line.split()[:2] for line in screen[title + 1 : title + 3]] == [["15", "braked"], ["14", "healthy"]]
     assert any(line.startswith("PRODUCT") for line in screen)
     assert any(line.startswith("WORKER") for line in screen)
 
@@ -107,32 +103,32 @@ def test_a_pause_is_shown() -> None:
     """Who pauses, and why, stands on the screen."""
     paused = Pause(by="ann", reason="payment outage", since=None, until=None)
 
-    assert "paused       shard 0 by ann until resumed: payment outage" in lines(view([shard(0, paused=paused)]), 80, 24)
+    assert "paused       shard 0 by ann until resumed: payment outage" in lines(page([shard(0, paused=paused)]), 80, 24)
 
 
 def test_without_unicode_it_is_drawn_in_ascii() -> None:
     """Where the terminal has no Unicode the charts are ASCII."""
-    assert all(line.isascii() for line in lines(view([shard(0)]), 80, 24, is_unicode=False))
+    assert all(line.isascii() for line in lines(page([shard(0)]), 80, 24, is_unicode=False))
 
 
-def test_an_outage_keeps_the_last_picture() -> None:
-    """While there is no answer that is said with its time, above the last picture."""
-    seen = view([shard(0)])
+def test_an_outage_keeps_the_last_snapshot() -> None:
+    """While there is no answer that is said with its time, above the last snapshot."""
+    seen = page([shard(0)])
     seen.error, seen.silent_since = "Connection refused", time.monotonic() - 12
 
     screen = lines(seen, 80, 24)
 
     assert screen[1] == "no answer for 12 s: Connection refused"
     assert "active       2,000, 1 quarantined" in screen
-    assert seen.picture is not None
-    seen.add(replace(seen.picture, rate=None, lateness=None))
+    assert seen.snapshot is not None
+    seen.add(replace(seen.snapshot, rate=None, lateness=None))
     assert lines(seen, 80, 24)[1] == "healthy"
     assert "expired      ? per second, lateness none" in lines(seen, 80, 24)
 
 
 def test_a_hanging_server_is_no_present(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a picture is old, though no error says so yet, that stands where the state would."""
-    seen, nothing = view([shard(0)]), View("redis://x")
+    """Where a snapshot is old, though no error says so yet, that stands where the state would."""
+    seen, nothing = page([shard(0)]), Page("redis://x")
     for after_s, states in ((2, ["healthy", "waiting for an answer"]), (7, ["no answer for 7 s"] * 2)):
         seen.silent_since = nothing.silent_since = 1000
         monkeypatch.setattr("expirer.operate.screen.time", SimpleNamespace(monotonic=lambda now=1000 + after_s: now))
@@ -146,28 +142,28 @@ def test_a_pause_keeps_its_reason() -> None:
     for by, name in (("ann@shop-1", "ann@shop-1"), ("ann" * 99, "ann" * 8), ("", "nobody named")):
         paused = Pause(by, "outage", since=NOW, until=until)
 
-        screen = lines(view([shard(0, paused=paused)]), 80, 24)
+        screen = lines(page([shard(0, paused=paused)]), 80, 24)
 
         assert screen[6] == f"paused       shard 0 by {name} until 21:32:02.000 UTC: outage"[:80]
     later = Pause("ann", "outage", since=NOW, until=until + 86_400_000)
-    assert "until 2026-11-24 21:32:02.000 UTC: outage" in lines(view([shard(0, paused=later)]), 80, 24)[6]
+    assert "until 2026-11-24 21:32:02.000 UTC: outage" in lines(page([shard(0, paused=later)]), 80, 24)[6]
 
 
-def test_a_pause_is_not_just_healthy() -> None:
-    """The state says how many shards are paused, which excuses every backlog."""
+def test_a_pause_is_not_healthy() -> None:
+    """The state says which shards are paused, which excuses every backlog."""
     paused = Pause("ann", "", since=None, until=None)
 
-    assert lines(view([shard(0, paused=paused), shard(1)]), 80, 24)[1] == "healthy, but 1 of 2 shards paused"
+    assert lines(page([shard(0, paused=paused), shard(1)]), 80, 24)[1] == "shard 0 paused"
 
 
 def test_many_pauses_leave_room() -> None:
     """Shards that were paused together are one line, and of different pauses three stand there."""
     one = Pause("ann", "outage", since=None, until=None)
-    together = lines(view([shard(number, paused=one) for number in range(40)]), 80, 24)
+    together = lines(page([shard(number, paused=one) for number in range(40)]), 80, 24)
     others = [shard(number, paused=replace(one, reason=str(number))) for number in range(40)]
 
     assert [line for line in together if "ann" in line] == ["paused       40 shards by ann until resumed: outage"]
-    screen = lines(view(others), 80, 24)
+    screen = lines(page(others), 80, 24)
     assert sum("ann" in line for line in screen) == 3
     assert "             and 37 more pauses" in screen
     assert any(line.startswith("WORKER") for line in screen)
@@ -175,19 +171,31 @@ def test_many_pauses_leave_room() -> None:
 
 def test_what_is_cut_is_said() -> None:
     """A table that does not fit says how many of how many rows it shows; of a sample its units are a least."""
-    screen = lines(view([replace(shard(number), overdue=100) for number in range(40)], 99), 80, 24)
+    screen = lines(page([replace(shard(number), overdue=100) for number in range(40)], 99), 80, 24)
 
     assert any(line.startswith("SHARD 4/40 ") for line in screen)
     assert any(line.startswith("PRODUCT (of the first 25 of each shard) 3/99 ") for line in screen)
     assert any("36 units or more" in line for line in screen)
 
 
+def test_a_number_is_never_cut() -> None:
+    """A number that is too wide for its column is rounded; cut, it would be another number."""
+    worker = WorkerStatus("w", NOW, "0.1.0", 2**53, is_live=True)
+    seen = page([replace(shard(0), workers=[worker])])
+    assert seen.snapshot is not None
+    seen.add(replace(seen.snapshot, products=[Product("mug", 2**53, 123_456_789)]))
+
+    screen = [line.split() for line in lines(seen, 80, 24)]
+    assert ["mug", "9.01e+15", "123,456,789"] in screen
+    assert ["w", "0.0", "s", "ago", "0.1.0", "-9.01e+15", "ms"] in screen
+
+
 def test_without_events_there_is_no_lateness() -> None:
     """Where expiry writes no events that is said; `none` would look like punctuality."""
-    seen = view([shard(0)])
-    assert seen.picture is not None
+    seen = page([shard(0)])
+    assert seen.snapshot is not None
     seen.has_events = False
-    seen.add(replace(seen.picture, lateness=None))
+    seen.add(replace(seen.snapshot, lateness=None))
 
     assert "expired      12.5 per second, lateness no events" in lines(seen, 80, 24)
 
@@ -211,15 +219,15 @@ def test_products_are_counted_among_those_due_first(server_client: redis.Redis) 
     for _ in range(600):
         shops[1].hold("pot", 1, now + 120_000)
 
-    picture = Camera(Servers.of(server_client, Settings(shards=2)), Settings(shards=2)).take()
+    snapshot = Sampler(Servers.of(server_client, Settings(shards=2)).shards).sample()
 
-    assert picture.products == [Product("tee", 7, 3), Product("mug", 2, 2), Product("pot", 497, 0)]
-    assert (picture.sampled, picture.overdue_units, picture.overdue, picture.active) == (502, 5, 4, 605)
-    assert (picture.rate, picture.lateness) == (None, None)
+    assert snapshot.products == [Product("tee", 7, 3), Product("mug", 2, 2), Product("pot", 497, 0)]
+    assert (snapshot.sampled, snapshot.overdue_units, snapshot.overdue, snapshot.active) == (502, 5, 4, 605)
+    assert (snapshot.rate, snapshot.lateness) == (None, None)
 
 
-def test_rate_and_lateness_are_those_since_the_last_picture(server_client: redis.Redis) -> None:
-    """What expired between two pictures gives the rate and the lateness, less the grace; what was before, neither."""
+def test_rate_and_lateness_are_those_since_the_last_snapshot(server_client: redis.Redis) -> None:
+    """What expired between two snapshots gives the rate and the lateness, less the grace; what was before, neither."""
     keys = Inventory(server_client).keys
 
     def expire(late_ms: int) -> None:
@@ -228,25 +236,25 @@ def test_rate_and_lateness_are_those_since_the_last_picture(server_client: redis
 
     for settings in (Settings(), Settings(grace="2ms"), Settings(events_maxlen=0)):
         server_client.flushall()
-        camera = Camera(Servers.of(server_client, settings), settings)
+        sampler = Sampler(Servers.of(server_client, settings).shards)
         expire(10_000)
-        camera.take()
+        sampler.sample()
         for late_ms in (5, 9, 12):
             expire(late_ms)
-        picture = camera.take()
+        snapshot = sampler.sample()
 
         grace_ms = 2 if settings.grace else 0
-        assert picture.lateness == ((9 - grace_ms, 12 - grace_ms) if settings.events_maxlen else None)
-        assert picture.rate is not None
-        assert picture.rate > 0
-        assert camera.take().rate == 0
-        assert camera.take().lateness is None
+        assert snapshot.lateness == ((9 - grace_ms, 12 - grace_ms) if settings.events_maxlen else None)
+        assert snapshot.rate is not None
+        assert snapshot.rate > 0
+        assert sampler.sample().rate == 0
+        assert sampler.sample().lateness is None
 
 
 def test_the_first_event_of_all_counts(server_client: redis.Redis) -> None:
-    """Where there was no event at the first picture, the first one that comes is counted."""
-    camera = Camera(Servers.of(server_client, Settings()), Settings())
-    camera.take()
+    """Where there was no event at the first snapshot, the first one that comes is counted."""
+    sampler = Sampler(Servers.of(server_client, Settings()).shards)
+    sampler.sample()
     server_client.xadd(Inventory(server_client).keys.events, {"expires_at": 1000, "expired_at": 1004})
 
-    assert camera.take().lateness == (4, 4)
+    assert sampler.sample().lateness == (4, 4)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from expirer.contract import scripts
+from tests.lua import ARGUMENTS
 
-NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "reshard", "settle"]
+NAMES = ["confirm", "examine", "expire", "extend", "release", "requeue", "reserve", "reshard", "resolve"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,6 +42,24 @@ def test_integers_are_one_thing() -> None:
     assert 1 == len(copies)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_written_in_one_way(name: str) -> None:
+    """Nothing goes through an integer of C, which has 32 bits on some servers, or through 14 digits of a double."""
+    body = scripts.load(name).text.partition("\n\nlocal ")[2]
+    formats = re.findall(r"format\((?:'([^']*)'|)", body)
+
+    assert set(formats) <= {"%.0f", "%.3f", "(%.3f", "(%.6f"}
+    assert "tostring(call" not in body
+    assert ":format(" not in body
+
+
+def test_the_tests_name_the_arguments_of_the_header() -> None:
+    """What tests.lua gives to expire.lua are the arguments that its header names, in that order."""
+    named = re.findall(r"^--   ARGV\[\d+\]  +(\w+)", scripts.load("expire").text, re.MULTILINE)
+
+    assert named == list(ARGUMENTS)
+
+
 def line_of(name: str, code: str) -> int:
     """Return the number of the first line of a script that has this in it."""
     return next(n for n, line in enumerate(scripts.load(name).text.splitlines(), 1) if code in line)
@@ -56,7 +75,7 @@ def line_of(name: str, code: str) -> int:
 )
 def test_an_error_names_its_command(said: str) -> None:
     """Where Redis names but a script and its line, the command there is put before it; both where a line has two."""
-    for name, code, command in [("settle", "'XLEN'", "XLEN"), ("settle", "{call('GET', stock)}", "GET or HMGET")]:
+    for name, code, command in [("resolve", "'XLEN'", "XLEN"), ("resolve", "{call('GET', stock)}", "GET or HMGET")]:
         error = said.format(sha=scripts.load(name).sha, line=line_of(name, code))
 
         assert f"{command}: {error}" == scripts.explained(error)

@@ -21,11 +21,9 @@ import redis
 import trustme
 
 from expirer import cli
-from expirer.commands import VERBS
+from expirer.commands import COMMANDS
 from expirer.config.settings import Settings
-from expirer.connection.connect import PasswordFile, connect, connect_all
-from expirer.contract.keys import shard_keys
-from expirer.contract.shard import Shard
+from expirer.connection.connect import PasswordFile, Servers, connect, connect_all
 from expirer.worker.batch import Tick
 from expirer.worker.logs import build_logger
 from expirer.worker.worker import Worker
@@ -184,14 +182,12 @@ def test_a_bad_address_is_not_repeated(url: str) -> None:
     assert [] == leaks(done.stderr)
 
 
-@pytest.mark.parametrize("command", VERBS)
-def test_help_shows_no_password(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_shows_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     """Help shows the defaults, and nothing of the environment."""
     monkeypatch.setenv("EXPIRER_REDIS_URL", f"redis://{USER}@shop.example/0")
     with pytest.raises(SystemExit):
-        cli.main([*command.split(), "--help"])
+        cli.main([*verb.split(), "--help"])
 
     out, err = capsys.readouterr()
     assert [] == leaks(out + err)
@@ -208,7 +204,7 @@ def test_no_object_shows_its_password(tmp_path: Path, log: Log, scheme: str) -> 
         Settings(redis_url=f"{scheme}://ann@127.0.0.1:1/0", redis_password_file=file),
     ):
         client = connect(settings)
-        worker = Worker(Shard(0, shard_keys(settings)[0], client, settings), log.logger())
+        worker = Worker(Servers.of(client, settings).shards[0], log.logger())
         objects = [settings, client, client.connection_pool, worker, *worker.__dict__.values()]
         objects += [client.connection_pool.make_connection(), settings.model_dump(), settings.redis_url]
         objects.append(PasswordFile(file, "ann"))
@@ -238,8 +234,7 @@ def test_a_bug_of_ours_shows_no_password(capsys: pytest.CaptureFixture[str], for
         def get_connection(self, *_: object) -> redis.Connection:
             raise LookupError(f"no such thing: {SECRET}")
 
-    client = redis.Redis(connection_pool=Broken())
-    worker = Worker(Shard(0, shard_keys(settings)[0], client, settings), build_logger(settings))
+    worker = Worker(Servers.of(redis.Redis(connection_pool=Broken()), settings).shards[0], build_logger(settings))
 
     assert Tick(errors=1) == worker.tick()
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ import redis
 
 from expirer import cli
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect_all
+from expirer.connection.connect import Servers, connect_all
 from expirer.worker.batch import Tick
 from expirer.worker.logs import build_logger
 from expirer.worker.worker import Worker
@@ -58,7 +58,7 @@ def test_no_id_is_more_than_a_name(
     shown = "".join(operate(*verb)[1] for verb in (["pending"], ["once", "--dry-run"], ["pending", "--json"]))
     log = io.StringIO()
     settings = Settings(log_format=form)
-    tick = Worker(client, settings, build_logger(settings, log), lambda: NOW).tick()
+    tick = Worker(Servers.of(client, settings).shards[0], build_logger(settings, log), lambda: NOW).tick()
     shown += "".join(
         operate(*verb)[1] for verb in (["quarantine", "list"], ["quarantine", "list", "--json"], ["status"])
     )

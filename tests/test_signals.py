@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import pytest
 import redis
 
 from expirer.config.settings import Settings
-from expirer.connection.connect import connect
+from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
 from tests.conftest import Log, Unhurried
-from tests.program import DEADLINE_S, Backlog, Program, wait_until
+from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 
@@ -39,7 +36,7 @@ def drain(url: str) -> None:
     """Tick once, as the next worker would."""
     settings = Settings(redis_url=url)
     with connect(settings) as client:
-        Worker(client, settings, Log().logger()).tick()
+        Worker(Servers.of(client, settings).shards[0], Log().logger()).tick()
 
 
 @contextmanager
@@ -144,7 +141,7 @@ def test_a_stop_while_idle_is_prompt(
 ) -> None:
     """Told to stop while it sleeps, it says so and exits 0 at once."""
     unhurried(FINISHES)
-    with Program(shared_server.url, "--interval", "24h") as program:
+    with Program(shared_server.url, "--interval", "10m") as program:
         wait_until(lambda: server_client.zcard(Backlog(server_client).shop.keys.workers))
         program.signal(number)
 
@@ -227,41 +224,3 @@ def test_a_stop_while_the_server_was_never_there_is_prompt(own_server: RedisServ
 
         assert program.wait() == 0
         assert "error" not in program.of("job_stopped")[0]
-
-
-@pytest.mark.parametrize(
-    ("verb", "number", "code"),
-    [("run", SIGTERM, 0), ("run", SIGINT, 130), ("status", SIGTERM, 143), ("status", SIGINT, 130)],
-)
-def test_a_stop_while_modules_load_is_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, number: Signals, code: int
-) -> None:
-    """Told to stop before it has begun, it ends without a word: `run` exits 0, a verb never as if all were well."""
-    loading = tmp_path / "loading"
-    (tmp_path / "redis.py").write_text(
-        f"import pathlib, signal\npathlib.Path({str(loading)!r}).touch()\nsignal.pause()"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with subprocess.Popen([sys.executable, "-m", "expirer", verb], stderr=subprocess.PIPE) as process:
-        wait_until(loading.exists)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=DEADLINE_S)
-
-    assert (code, b"") == (process.returncode, err)
-
-
-def test_an_interrupt_that_the_shell_ignores_is_ignored(shared_server: RedisServer, server_client: redis.Redis) -> None:
-    """A verb in the background of a script goes on when Ctrl-C ends what is before it."""
-    backlog = Backlog(server_client)
-    backlog.add(3)
-    command = f"trap '' INT; exec {sys.executable} -m expirer tail --redis-url {shared_server.url}"
-    with subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: any(client["cmd"] == "xread" for client in server_client.client_list()))
-        process.send_signal(SIGINT)
-        drain(shared_server.url)
-        assert process.stdout is not None
-        assert "o0:mug" in process.stdout.readline()
-        process.send_signal(SIGTERM)
-
-    assert 0 == process.returncode
-    backlog.assert_expired_once()

@@ -1,4 +1,4 @@
-"""The unit for systemd: understood, closed as far as the program allows, and stopped clean."""
+"""The units for systemd: understood, and closed as far as the program allows."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from signal import SIGTERM
 
 import pytest
 
+from expirer.web.server import PORT
 from tests.conftest import Tool
-from tests.deployments import UNIT, children
-from tests.program import Program, wait_until
+from tests.deployments import UNIT, WEB_UNIT
 from tests.reader import ROOT
-from tests.servers import RedisServer, free_port
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 PROGRAM = "/opt/expirer/bin/expirer"
@@ -22,11 +20,11 @@ EXPOSURE, TOLERANCE = 1.0, 0.3
 """Out of 10, as systemd 252 rates it; other versions rate a little differently."""
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """Return the unit with a program that is there: systemd misses another."""
+@pytest.fixture(params=[UNIT, WEB_UNIT], ids=["run", "web"])
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a unit with a program that is there: systemd misses another."""
     path = tmp_path / "expirer.service"
-    path.write_text(UNIT.replace(PROGRAM, str(Path(sys.executable).parent / "expirer")))
+    path.write_text(request.param.replace(PROGRAM, str(Path(sys.executable).parent / "expirer")))
     return path
 
 
@@ -67,14 +65,11 @@ def test_the_credential_is_the_password_file() -> None:
     assert f"\nEnvironment=EXPIRER_REDIS_PASSWORD_FILE=%d/{credential}\n" in UNIT
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who started whom")
-def test_the_main_process_takes_all_with_it(own_server: RedisServer) -> None:
-    """SIGTERM to the main process alone, as KillMode=mixed sends it, ends the program and leaves no process behind."""
-    with Program(own_server.url, "--http-port", str(free_port())) as program:
-        program.wait_for("web_started")
-        (web,) = children(program.pid)
-        program.signal(SIGTERM)
-        code = program.wait()
+def test_the_second_unit_is_like_the_first() -> None:
+    """The unit of `expirer web` differs from that of the worker in what it is and starts, and in nothing else."""
+    ours, theirs = (
+        {line for line in unit.splitlines() if line and not line.startswith("#")} for unit in (UNIT, WEB_UNIT)
+    )
 
-    wait_until(lambda: not Path(f"/proc/{web}").exists())
-    assert 0 == code
+    assert {"Description", "ExecStart"} == {line.partition("=")[0] for line in ours ^ theirs}
+    assert f"\nExecStart={PROGRAM} web --http-port {PORT}\n" in WEB_UNIT

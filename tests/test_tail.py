@@ -164,16 +164,27 @@ def test_a_signal_ends_it_quietly(
     assert follower.errors == []
 
 
-def test_a_strangers_event_is_shown_as_far_as_it_goes(server_client: redis.Redis, shared_server: RedisServer) -> None:
-    """An entry with other fields, and control characters, harm nothing."""
-    server_client.xadd(Inventory(server_client).keys.events, {"reservation_id": "\x1b[2J", "quantity": "x"}, id="5-1")
+def test_a_strangers_event_is_shown(server_client: redis.Redis, shared_server: RedisServer) -> None:
+    """An entry with other fields, a name that is ours, control characters or numbers that are none harms nothing."""
+    events = Inventory(server_client).keys.events
+    server_client.xadd(
+        events, {"reservation_id": "\x1b[2J", "quantity": "\u00b2", "id": "mine", "shard": "x"}, id="5-1"
+    )
+    server_client.xadd(events, {b"\xff": b"\xff", "expires_at": "9" * 4301, "expired_at": "\u0661"}, id="6-1")
     with following(shared_server.url, "--from", "start") as follower:
-        wait_until(lambda: follower.lines)
+        wait_until(lambda: len(follower.lines) == 2)
 
-    assert follower.lines == ["1970-01-01 00:00:00.005 UTC  \\x1b[2J  x of ?\n"]
+    assert follower.lines[0] == "1970-01-01 00:00:00.005 UTC  \\x1b[2J  \u00b2 of ?\n"
+    assert follower.lines[1] == "1970-01-01 00:00:00.006 UTC  ?  ? of ?\n"
+    with following(shared_server.url, "--from", "start", "--json") as follower:
+        wait_until(lambda: len(follower.lines) == 2)
+
+    rows = [json.loads(line) for line in follower.lines]
+    assert rows[0] == {"shard": 0, "id": "5-1", "reservation_id": "\x1b[2J", "quantity": "\u00b2"}
+    assert (rows[1]["\\xff"], rows[1]["expires_at"]) == ("\\xff", "9" * 4301)
 
 
-@pytest.mark.parametrize("start", ["yesterday", "-5m", "17-", ""])
+@pytest.mark.parametrize("start", ["yesterday", "-5m", "17-", "", "\u0661" * 13])
 def test_a_wrong_start_is_one_line(
     server_client: redis.Redis, shared_server: RedisServer, capsys: pytest.CaptureFixture[str], start: str
 ) -> None:

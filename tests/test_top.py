@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from expirer import cli
 from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
-from expirer.operate.screen import View
-from expirer.operate.snapshot import Camera, Picture
+from expirer.operate.screen import Page
+from expirer.operate.snapshot import Sampler, Snapshot
 from expirer.operate.top import _watch
 from tests.conftest import Tool
 from tests.inventory import Inventory
@@ -32,27 +34,20 @@ HOUR_MS = 60 * 60 * 1000
 
 
 def test_no_failure_ends_the_watch() -> None:
-    """What is no error of Redis is shown as well: a watch that had died would leave the last picture standing."""
+    """Whatever error there is, it is shown: a watch that had died would leave the last snapshot on the screen."""
 
-    class Broken(Camera):
+    class Broken(Sampler):
         def __init__(self) -> None:
+            super().__init__(Servers.of(redis.Redis(), Settings()).shards)
             self.failures: list[BaseException] = [OverflowError("too much"), TimeoutError(), SystemExit()]
 
-        def take(self) -> Picture:
+        def sample(self) -> Snapshot:
             raise self.failures.pop(0)
 
-    seen, told = View("redis://x"), []
-
-    class Lock:
-        def __enter__(self) -> None:
-            pass
-
-        def __exit__(self, *_: object) -> None:
-            told.append(seen.error)
-
+    page = Page("redis://x")
     with pytest.raises(SystemExit):
-        _watch(seen, Lock(), Broken(), Settings())  # type: ignore[arg-type]
-    assert told == ["OverflowError: too much", "TimeoutError: "]
+        _watch(page, threading.Lock(), Broken(), Settings())
+    assert page.error == "TimeoutError: "
 
 
 class Terminal:
@@ -199,7 +194,7 @@ def test_a_closed_input_is_one_line() -> None:
 
 
 def test_a_terminal_that_goes_away_ends_it(own_server: RedisServer) -> None:
-    """Where the connection to the terminal is lost it ends, also where nothing tells it by SIGHUP."""
+    """It ends when the connection to the terminal is lost, even without a SIGHUP."""
     ours, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
     process = subprocess.Popen(
@@ -280,7 +275,7 @@ def test_an_operators_screen(own_server: RedisServer, tmux: Tmux) -> None:
         client.zadd(shop.keys.workers, {"shop-1:7:abcd": now})
         tmux.start(own_server.url)
         tmux.wait_for(
-            "^shard 0: the oldest overdue is too old$",
+            "^the oldest overdue is too old$",
             "^active       2, 0 quarantined$",
             r"^overdue      1, 2 units, the oldest for 3,6\d\d\.\d{3} s$",
             "^mug +5 +2$",

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
 
 from expirer.config.settings import Settings
 from expirer.connection import pipeline
-from expirer.contract.keys import ShardKeys
+from expirer.connection.connect import Servers
+from expirer.contract.keys import ShardKeys, shard_keys
 from expirer.worker.batch import Batch, Tick
+from expirer.worker.events import log_start, warn_of_host
 from expirer.worker.worker import Worker
-from tests.clock import FakeTime
 from tests.conftest import Log, MakeWorker
 from tests.inventory import NOW, Inventory
 
 
 def after_each_batch(worker: Worker, act: Callable[[], object], *, sends_ahead: bool = False) -> None:
-    """Let something happen after each batch of the first shard, before the worker goes on."""
-    expiry = worker._shards[0].expiry
-    expire_batch = expiry.expire_batch
+    """Let something happen after each batch, before or after the next one is sent."""
+    drain = worker._expiry.drain
 
-    def expire_then_act(*, go_on: bool) -> Batch:
-        batch = expire_batch(go_on=go_on and sends_ahead)
-        act()
-        return batch
+    def drain_and_act(may_go_on: Callable[[], bool]) -> Iterator[Batch]:
+        if sends_ahead:
+            for batch in drain(may_go_on):
+                act()
+                yield batch
+        else:
+            yield from drain(lambda: (act(), may_go_on())[1])
 
-    expiry.expire_batch = expire_then_act  # type: ignore[assignment, method-assign]
+    worker._expiry.drain = drain_and_act  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "true", "on", "maintenance"])
@@ -210,7 +213,8 @@ def test_one_bad_shard_does_not_stop_the_others(client: redis.Redis, log: Log) -
     client.delete(shops[1].keys.index)
     client.set(shops[1].keys.index, "not ours")
 
-    tick = Worker(client, Settings(shards=3), log.logger(), lambda: NOW).tick()
+    shards = Servers.of(client, Settings(shards=3)).shards
+    tick = sum((Worker(shard, log.logger(), lambda: NOW).tick() for shard in shards), Tick())
 
     assert Tick(expired=2, units=2, errors=1) == tick
     assert [entry["shard"] for entry in log.of("processing_error")] == [1]
@@ -218,26 +222,11 @@ def test_one_bad_shard_does_not_stop_the_others(client: redis.Redis, log: Log) -
         shop.assert_conserved({"mug": 10})
 
 
-def test_a_backlog_does_not_delay_other_shards(client: redis.Redis, log: Log) -> None:
-    """While one shard has a backlog the others get their turn after each batch of it."""
-    shops = [Inventory(client, ShardKeys.of("inventory", shard, 2)) for shard in range(2)]
-    for shop, count in zip(shops, (25, 1), strict=True):
-        shop.overdue("mug", count)
-
-    tick = Worker(client, Settings(shards=2, batch_size=10), log.logger(), lambda: NOW).tick()
-
-    assert Tick(expired=26, units=26) == tick
-    assert [0] * 10 + [1] + [0] * 15 == [entry["shard"] for entry in log.of("reservation_expired")]
-    assert [(1, 1), (0, 25)] == [(entry["shard"], entry["count"]) for entry in log.of("processing_completed")]
-    for shop, count in zip(shops, (25, 1), strict=True):
-        shop.assert_conserved({"mug": count})
-
-
 def test_an_error_in_a_drain_leaves_the_rest_counted(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:
     """Where a drain ends with an error, its last line says how many are left overdue."""
     inventory.overdue("mug", 30)
     worker = make_worker(batch_size=10)
-    after_each_batch(worker, lambda: inventory.client.set(inventory.keys.control, "not ours"))
+    after_each_batch(worker, lambda: inventory.client.set(inventory.keys.index, "not ours"))
 
     assert Tick(expired=10, units=10, overdue=20, errors=1) == worker.tick()
     (completed,) = log.of("processing_completed")
@@ -248,11 +237,10 @@ def test_an_error_in_a_drain_leaves_the_rest_counted(inventory: Inventory, make_
 def test_a_bug_is_logged_with_its_traceback(worker: Worker, log: Log) -> None:
     """An error that is not Redis's is logged with a traceback, and does not end the worker."""
 
-    def fail(*, go_on: bool) -> None:
-        del go_on
+    def fail(_may_go_on: object) -> Iterator[Batch]:
         raise LookupError("surprise")
 
-    worker._shards[0].expiry.expire_batch = fail  # type: ignore[method-assign,assignment]
+    worker._expiry.drain = fail  # type: ignore[assignment, method-assign]
 
     assert Tick(errors=1) == worker.tick()
     (entry,) = log.of("processing_error")
@@ -260,51 +248,37 @@ def test_a_bug_is_logged_with_its_traceback(worker: Worker, log: Log) -> None:
     assert isinstance(entry["exc_info"], LookupError)
 
 
-def test_start_and_stop_are_logged(
-    inventory: Inventory, make_worker: MakeWorker, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first line names the settings and the layout in use, the last one what was done."""
-    inventory.stock("mug", 8, 2)
-    inventory.hold("mug", 2)
-    worker = make_worker(redis_url="redis://:secret@db.example:6380/3")
-    FakeTime(worker, monkeypatch, waits=1)
+def test_the_start_names_the_settings(log: Log) -> None:
+    """The first line names the settings and the layout in use, without the password."""
+    settings = Settings(redis_url="redis://:secret@db.example:6380/3")
 
-    worker.run()
+    log_start(log.logger(), settings, ShardKeys.of("inventory"))
 
-    started, *_, stopped = log.entries
-    assert (
-        started["event"],
-        started["layout"],
-        started["interval_ms"],
-    ) == ("job_started", "contract", 60_000)
+    [started] = log.entries
+    assert ("job_started", "contract", 60_000) == (started["event"], started["layout"], started["interval_ms"])
     assert started["redis"] == "redis://db.example:6380/3"
-    assert (stopped["event"], stopped["expired"], stopped["units"]) == ("job_stopped", 1, 2)
-    inventory.assert_conserved({"mug": 10})
 
 
-def test_the_layout_in_use_is_named(make_worker: MakeWorker, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layout_in_use_is_named(log: Log) -> None:
     """With names of its own the first line lists the whole mapping."""
-    worker = make_worker(index_key="holds", field_quantity="qty")
-    FakeTime(worker, monkeypatch, waits=1)
+    settings = Settings(index_key="holds", field_quantity="qty")
 
-    worker.run()
+    log_start(log.logger(), settings, *shard_keys(settings))
 
     layout = log.of("job_started")[0]["layout"]
-    assert (
+    assert ("holds", "qty", "{inventory}:stock:") == (
         layout["index_key"],
         layout["field_quantity"],
         layout["stock_prefix"],
-    ) == ("holds", "qty", "{inventory}:stock:")
+    )
 
 
-def test_an_unfit_server_is_warned_of(server_client: redis.Redis, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfit_server_is_warned_of(server_client: redis.Redis, log: Log) -> None:
     """What makes the server unfit, such as a policy that may evict Active reservations, is warned of at the start."""
-    worker = Worker(server_client, Settings(), log.logger())
-    FakeTime(worker, monkeypatch, waits=1)
     server_client.config_set("maxmemory-policy", "allkeys-lru")
 
     try:
-        worker.run()
+        warn_of_host(log.logger(), server_client, Settings())
     finally:
         server_client.config_set("maxmemory-policy", "noeviction")
 
@@ -318,9 +292,9 @@ def test_a_stop_before_the_start_is_kept(worker: Worker, log: Log) -> None:
     worker.stop()
     worker.stop()
 
-    worker.run()
+    assert Tick() == worker.run()
 
-    assert [entry["event"] for entry in log.entries] == ["job_started", "job_stopped"]
+    assert log.entries == []
 
 
 def test_a_stop_ends_a_drain_after_its_batch(inventory: Inventory, make_worker: MakeWorker, log: Log) -> None:

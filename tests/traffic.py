@@ -17,6 +17,7 @@ import redis
 
 from expirer.checkout.reservations import Refused, Reservations
 from expirer.config.settings import Settings
+from expirer.connection.connect import Servers
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import Inventory
@@ -72,7 +73,7 @@ def _main(url: str, seed: str) -> None:
     client = redis.Redis.from_url(url, protocol=2)
     for product_id in PRODUCTS:
         Inventory(client).stock(product_id, STOCKED)
-    worker = Worker(client, Settings(), Log().logger())
+    worker = Worker(Servers.of(client, Settings()).shards[0], Log().logger())
 
     def expire() -> None:
         while not is_over.is_set():

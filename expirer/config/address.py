@@ -36,16 +36,16 @@ class Address(BaseSettings):
     )
     redis_password_file: Path | None = Field(None, description="file that holds the password, such as a mounted secret")
     redis_cluster: bool = Field(
-        False,  # noqa: FBT003  # pydantic takes the default first
-        description="true: the address is a node of a Redis Cluster, or several with commas between them",
+        default=False,
+        description="true if the address is a node of a Redis Cluster, or several nodes, comma-separated",
     )
     redis_sentinels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
         (), description="host:port of each Sentinel, comma-separated; they name the primary"
     )
-    redis_sentinel_service: str = Field("mymaster", min_length=1, description="what the Sentinels call the primary")
+    redis_sentinel_service: str = Field("mymaster", min_length=1, description="name of the primary at the Sentinels")
     redis_sentinel_username: str = Field("", description="user name for the Sentinels themselves")
     redis_sentinel_password: SecretStr = Field(SecretStr(""), description="password for the Sentinels themselves")
-    redis_sentinel_password_file: Path | None = Field(None, description="file that holds it")
+    redis_sentinel_password_file: Path | None = Field(None, description="file that holds that password")
 
     @field_validator("redis_url")
     @classmethod

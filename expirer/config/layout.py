@@ -15,28 +15,28 @@ from expirer.config.environment import variable, words
 class Layout(BaseSettings):
     """The settings of the layout; the defaults are the project's own contract."""
 
-    index_key: str | None = Field(None, min_length=1, description="the index; default {inventory}:reservations")
+    index_key: str | None = Field(None, min_length=1, description="key of the index; default {inventory}:reservations")
     reservation_prefix: str | None = Field(
-        None, description="what stands before a reservation id in its key; default {inventory}:reservation:"
+        None, description="prefix of a reservation's key; default {inventory}:reservation:"
     )
-    stock_prefix: str | None = Field(
-        None, description="what stands before a product id in its key; default {inventory}:stock:"
+    stock_prefix: str | None = Field(None, description="prefix of a product's stock key; default {inventory}:stock:")
+    events_key: str | None = Field(
+        None, min_length=1, description="key of the event stream; default {inventory}:expired"
     )
-    events_key: str | None = Field(None, min_length=1, description="the event stream; default {inventory}:expired")
-    field_order_id: str = Field("order_id", description="field of the reservation; empty: not kept")
+    field_order_id: str = Field("order_id", description="field of the reservation; empty if there is none")
     field_product_id: str = Field("product_id", min_length=1, description="field of the reservation")
     field_quantity: str = Field("quantity", min_length=1, description="field of the reservation")
     field_status: str = Field(
-        "status", description="field of the reservation; empty: not kept, and retention must be 0"
+        "status", description="field of the reservation; empty if there is none: then retention must be 0"
     )
-    field_expires_at: str = Field("expires_at", description="field of the reservation; empty: not kept")
-    field_available: str = Field("available", description="field of the stock; empty: not kept")
-    field_reserved: str = Field("reserved", description="field of the stock; empty: not kept")
+    field_expires_at: str = Field("expires_at", description="field of the reservation; empty if there is none")
+    field_available: str = Field("available", description="field of the stock; empty if there is none")
+    field_reserved: str = Field("reserved", description="field of the stock; empty if there is none")
     status_active: str = Field("Active", min_length=1, description="status of a reservation that holds units")
     status_expired: str = Field("Expired", min_length=1, description="status that expiry writes")
     status_ended: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
         ("Confirmed", "Released"),
-        description="status words of reservations that hold no units any more, comma-separated, in any case",
+        description="statuses of reservations that hold no units any more, comma-separated, in any case",
     )
     score_unit: Literal["ms", "s"] = Field("ms", description="unit of the score and of expires_at")
 
@@ -49,7 +49,7 @@ class Layout(BaseSettings):
             )
         fields = {name: getattr(self, name) for name in _RESERVATION_FIELDS}
         if "expired_at" in fields.values():
-            raise ValueError("expired_at is the field that expiry writes; no EXPIRER_FIELD_… can be called so")
+            raise ValueError("expired_at is the field that expiry writes; no EXPIRER_FIELD_… can have this name")
         _refuse_repetition(fields)
         _refuse_repetition({name: getattr(self, name) for name in _STOCK_FIELDS})
         statuses = {"status_active": self.status_active.lower(), "status_expired": self.status_expired.lower()}

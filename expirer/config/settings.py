@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from expirer.config.address import Address
+from expirer.config.address import CONNECTION, Address
 from expirer.config.durations import LONGEST, UNITS_S, parse_duration, to_ms
-from expirer.config.environment import PREFIX, SERVICE_LINK, variable
-from expirer.config.layout import KEY_SETTINGS, Layout
+from expirer.config.environment import PREFIX, SERVICE_LINK, variable, words
+from expirer.config.layout import KEY_SETTINGS, LAYOUT, Layout
 
 
 class ConfigurationError(Exception):
-    """Say in one line each what is wrong with the settings; nothing has been touched."""
+    """What is wrong with the settings, a line for each; nothing has been touched."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -34,37 +35,51 @@ def _no_service_link(value: object) -> object:
     return 0 if SERVICE_LINK.fullmatch(f"EXPIRER_PORT={value}") else value
 
 
+def split_namespace(namespace: str) -> tuple[str, str, str]:
+    """Return what is before, in and after the braces of a namespace; without braces all of it is in them.
+
+    Raises:
+        ValueError: there is not exactly one pair of braces with text in it, so the keys would share no hash tag.
+
+    """
+    match = re.fullmatch(r"([^{}]*)\{([^{}]+)\}([^{}]*)|([^{}]+)", namespace, re.DOTALL)
+    if match is None:
+        raise ValueError(f"{namespace!r} must be text without braces, or have one {{tag}} as app1:{{inventory}} has")
+    before, tag, after, whole = match.groups("")
+    return before, tag or whole, after
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 
 
-class _Conduct(BaseSettings):
-    """What the sidecar does, and how it tells of it."""
+class Behaviour(BaseSettings):
+    """The settings of what the sidecar does, and of what it reports."""
 
-    namespace: str = Field("inventory", description="hash tag of every key")
-    shards: int = Field(1, ge=1, le=1024, description="hash tags to spread over")
+    namespace: str = Field("inventory", description="hash tag of every key; app1:{inventory} is taken as it is")
+    shards: int = Field(1, ge=1, le=1024, description="number of shards")
     interval: Duration = Field(
         timedelta(seconds=60),
         ge=timedelta(milliseconds=10),
-        le=timedelta(hours=24),
-        description="longest time between two ticks",
+        le=timedelta(minutes=10),
+        description="longest time between two ticks, 10m at most; a worker without a tick for longer counts as dead",
     )
     batch_size: int = Field(
         100,
         ge=1,
         le=1000,
-        description="most reservations in one atomic script; bounds how long it holds Redis",
+        description="most reservations in one script call, which limits how long it blocks Redis",
     )
     resolution: Duration = Field(
         timedelta(milliseconds=10),
         ge=timedelta(milliseconds=1),
-        le=timedelta(hours=1),
+        le=timedelta(minutes=10),
         description="shortest time between two ticks",
     )
     default_duration: Duration = Field(
         timedelta(minutes=15),
         ge=timedelta(milliseconds=1),
         le=LONGEST,
-        description="how long a reservation lasts when reserve is not told",
+        description="how long a reservation lasts if reserve gets no duration",
     )
     grace: Duration = Field(
         timedelta(0),
@@ -82,40 +97,42 @@ class _Conduct(BaseSettings):
         0,
         ge=0,
         le=2**53,
-        description="overdue reservations above which the worker pauses itself until it is resumed; 0: never",
+        description="number of overdue reservations above which expiry stops until a person resumes it; 0: no brake",
     )
     max_clock_jump: Duration = Field(
         timedelta(minutes=5),
         ge=timedelta(0),
         le=LONGEST,
-        description="how far the server's clock may jump ahead before the worker pauses itself; 0: any",
+        description="how far the server's clock may jump ahead before expiry stops until a person resumes it; 0: any",
     )
     max_rate: int = Field(
         0,
         ge=0,
         le=10**6,
-        description="most reservations per second that all workers together expire on a shard; 0: no limit",
+        description="most reservations per second on a shard, for all workers together; 0: no limit",
     )
     events_maxlen: int = Field(
-        100_000, ge=0, le=2**53, description="approximate length of the event stream; 0 writes none"
+        100_000, ge=0, le=2**53, description="approximate length of the event stream; 0: no events"
     )
     clock: Literal["server", "worker"] = Field(
-        "server", description="whose clock decides; worker where the host forbids TIME in scripts"
+        "server", description="which clock decides what is due; worker if the host forbids TIME in scripts"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, JSON otherwise"
     )
     http_port: Annotated[int, BeforeValidator(_no_service_link)] = Field(
-        0, ge=0, le=65535, description="port of metrics, probes and the page; 0: none"
+        0, ge=0, le=65535, description="port for HTTP (metrics and probes); 0: none (expirer web: 9878)"
     )
-    http_host: str = Field("127.0.0.1", min_length=1, description="address that it listens on; 0.0.0.0 for all")
+    http_host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all")
+    http_allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = Field(
+        (), description="names by which browsers may ask for the page, comma-separated; * for any"
+    )
 
     @field_validator("namespace")
     @classmethod
     def _check_namespace(cls, namespace: str) -> str:
-        if not namespace or set(namespace) & set("{}"):
-            raise ValueError(f"{namespace!r} must be one or more characters other than {{ and }}")
+        split_namespace(namespace)
         return namespace
 
     @model_validator(mode="after")
@@ -127,12 +144,12 @@ class _Conduct(BaseSettings):
             )
         if timedelta(0) < self.max_clock_jump < timedelta(seconds=10):
             raise ValueError(
-                "EXPIRER_MAX_CLOCK_JUMP must be 0 or at least 10s: less would take a slow answer for a jump"
+                "EXPIRER_MAX_CLOCK_JUMP must be 0 or at least 10s: less would mistake a slow answer for a jump"
             )
         return self
 
 
-class Settings(Layout, _Conduct, Address):
+class Settings(Layout, Behaviour, Address):
     """Every setting of the sidecar. A field `name` is the variable `EXPIRER_NAME` and the flag `--name`."""
 
     model_config = SettingsConfigDict(
@@ -155,21 +172,33 @@ class Settings(Layout, _Conduct, Address):
         return self
 
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "connection": CONNECTION,
+    "inventory": ("namespace", "shards", "clock"),
+    "timing": ("interval", "resolution", "batch_size", "default_duration", "grace", "retention"),
+    "safety": ("brake_above", "max_clock_jump", "max_rate"),
+    "output": ("events_maxlen", "log_level", "log_format", "http_port", "http_host", "http_allowed_hosts"),
+    "layout": LAYOUT,
+}
+"""The names of all settings, as the help lists them."""
+
+
 def default_text(name: str) -> str:
-    """Return a setting's default as one would write it; empty where there is none."""
-    default = Settings.model_fields[name].get_default()
-    if isinstance(default, timedelta):
-        ms = to_ms(default)
-        unit = next(
-            (unit for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)) if ms > size and ms % size == 0),
-            "ms",
-        )
+    """Return a setting's default as one would write it; empty if there is none."""
+    return _text(Settings.model_fields[name].get_default())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, timedelta):
+        ms = to_ms(value)
+        units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
+        unit = next((unit for unit, size in units if ms > size and ms % size == 0), "ms")
         return f"{round(ms / 1000 / UNITS_S[unit])}{unit}" if ms else "0s"
-    if isinstance(default, SecretStr):
-        return default.get_secret_value()
-    if isinstance(default, bool):
-        return str(default).lower()
-    return ",".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
 
 
 def load(flags: Mapping[str, str] | None = None) -> Settings:
@@ -203,6 +232,24 @@ def _problem(detail: dict[str, Any], flags: Mapping[str, str]) -> str:
     label = "--" + name.replace("_", "-") if name in flags else variable(name)
     if label == "EXPIRER_REDIS_URL" and label not in os.environ:
         label = "REDIS_URL"
+    if detail["type"] in _MESSAGES:
+        metadata = Settings.model_fields[name].metadata
+        bounds = {
+            bound: _text(getattr(one, bound)) for one in metadata for bound in ("ge", "le") if hasattr(one, bound)
+        }
+        message = _MESSAGES[detail["type"]].format_map(detail.get("ctx", {}) | bounds)
     as_given = flags.get(name, os.environ.get(label, detail["input"]))
     value = "" if name == "redis_url" or detail["type"] == "value_error" else f"={as_given}"
-    return f"{label}{value}: {message[:1].lower()}{message[1:]}"
+    return f"{label}{value}: {message}"
+
+
+_MESSAGES = {
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be {ge} or more",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "string_too_short": "must not be empty",
+}
+"""What pydantic finds, in plain words."""

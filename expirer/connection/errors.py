@@ -88,7 +88,7 @@ def message(error: Exception, settings: Settings) -> str:
         # A missing right is said of the command that wants it.
         text = f"{in_pipeline[1]}: {in_pipeline[2]}" if lacks_right(error) else in_pipeline[2]
     server = _server(error, settings)
-    return redact(f"{server}: {text}" if server and server not in text else text, settings)
+    return redact(": ".join(filter(None, ("" if server in text else server, text))), settings)
 
 
 def _server(error: Exception, settings: Settings) -> str:

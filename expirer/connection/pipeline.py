@@ -25,3 +25,11 @@ def read(connection: Connection, count: int = 1) -> Reply:
     for _ in range(count):
         reply = connection.read_response()
     return reply
+
+
+def peer_of(connection: Connection) -> object:
+    """Return the address that a connection leads to; None if it leads nowhere."""
+    try:
+        return getattr(connection, "_sock").getpeername()  # noqa: B009  # redis-py has no other way to ask
+    except (AttributeError, OSError):
+        return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-import expirer
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
 from expirer.contract.text import decode
+from expirer.version import __version__
 
 MUST_AGREE = ("grace_ms", "retention_ms", "unit_ms", "layout")
 """What all workers of an inventory need alike; else one expires what another still waits for."""
@@ -18,7 +18,7 @@ def describe(settings: Settings, skew_ms: int | None = None) -> str:
     """Return `name=value` words: the version, the clock skew in ms if it is known, and what must agree."""
     retention_ms = "forever" if settings.retention is None else to_ms(settings.retention)
     words = {
-        "version": expirer.__version__,
+        "version": __version__,
         "skew_ms": skew_ms,
         "grace_ms": to_ms(settings.grace),
         "retention_ms": retention_ms,

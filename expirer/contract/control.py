@@ -1,12 +1,14 @@
 """What stops expiry: a person's pause and a worker's brake, as the control key of a shard has them.
 
-              pause            pause ends         brake pulled         resume
-    running   paused           -                  braked               running
-    paused    paused anew      running            paused and braked    running
-    braked    paused, braked   -                  braked               running
-    both      paused, braked   braked             both                 running
+    state            pause            pause --for     resume    brake pulled     pause ends
+    running          paused           timed           running   braked           running
+    paused           paused           timed           running   paused, braked   paused
+    timed            paused           timed           running   timed, braked    running
+    braked           paused, braked   timed, braked   running   braked           braked
+    paused, braked   paused, braked   timed, braked   running   paused, braked   paused, braked
+    timed, braked    paused, braked   timed, braked   running   timed, braked    braked
 
-The two never replace each other. Only a person's resume ends a brake.
+A pause and a brake never replace each other, and only a person's resume ends a brake.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ FIELDS = ("paused", "until", "by", "reason", "since", "brake", "brake_by", "brak
 
 _LEAST_UNIX_MS = 10**11
 """Less is a time in seconds, or no time."""
+_AHEAD_MS = 60_000
+"""A time that lies further ahead was written by a wrong clock."""
 _OFF = {b"", b"0", b"no", b"false", b"off"}
 
 
@@ -68,7 +72,7 @@ class Control:
     def counted_from(self, now: float) -> int:
         """Return the Unix ms at which a person last let the backlog go: by a resume, or by the end of a timed pause."""
         until = self.pause.until if self.pause and self.pause.has_ended(now) else None
-        return min(int(now), max(self.resumed_at, until or 0))
+        return max(until or 0, self.resumed_at if self.resumed_at <= now + _AHEAD_MS else 0)
 
 
 def pausing(by: str, reason: str, now: int, until: int | None = None) -> dict[str, str | int]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from redis.crc import key_slot
 
 from expirer.config.environment import variable
-from expirer.config.settings import ConfigurationError, Settings
+from expirer.config.settings import ConfigurationError, Settings, split_namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,14 @@ class ShardKeys:
 
     @classmethod
     def of(cls, namespace: str, shard: int = 0, shards: int = 1) -> ShardKeys:
-        """Name the keys of one shard by the contract."""
-        tag = f"{{{namespace}}}" if shards == 1 else f"{{{namespace}:{shard}}}"
+        """Name the keys of one shard by the contract.
+
+        Raises:
+            ValueError: the namespace has braces, and not just one {tag} of them.
+
+        """
+        before, tag, after = split_namespace(namespace)
+        tag = f"{before}{{{tag}}}{after}" if shards == 1 else f"{before}{{{tag}:{shard}}}{after}"
         return cls(
             index=f"{tag}:reservations",
             events=f"{tag}:expired",
@@ -48,6 +54,12 @@ class ShardKeys:
             reservation_prefix=f"{tag}:reservation:",
             stock_prefix=f"{tag}:stock:",
         )
+
+
+def shard_tag(namespace: str) -> tuple[bytes, bytes]:
+    """Return what is before and after the number of a shard in its hash tag; the first ends in a colon."""
+    before, tag, after = split_namespace(namespace)
+    return f"{before}{{{tag}:".encode(), f"}}{after}".encode()
 
 
 def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
@@ -70,7 +82,7 @@ def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
     names = Counter(asdict(keys).values())
     if names.total() > len(names):
         (name, _), *_ = names.most_common(1)
-        raise ConfigurationError([f"{name!r} is the name of two keys or prefixes: every key has one of its own"])
+        raise ConfigurationError([f"{name!r} is the name of two keys or prefixes: each key needs a name of its own"])
     return (keys,)
 
 
@@ -82,19 +94,19 @@ def slot_of(keys: ShardKeys) -> int:
 
     """
     slot = key_slot(keys.control.encode())
-    way_out = (
+    remedy = (
         f"in a Redis Cluster all keys of a shard need the hash tag {keys.control.removesuffix(':control')},"
         " which EXPIRER_NAMESPACE sets"
     )
     problems = []
     for setting, name in (("index_key", keys.index), ("events_key", keys.events)):
         if key_slot(name.encode()) != slot:
-            problems.append(f"{variable(setting)}={name} lives in another slot than {keys.control}; {way_out}")
+            problems.append(f"{variable(setting)}={name} lives in another slot than {keys.control}; {remedy}")
     for setting, prefix in (("reservation_prefix", keys.reservation_prefix), ("stock_prefix", keys.stock_prefix)):
         # A tag that the prefix does not close is closed by an id, or by none: each key would have a slot of its own.
         if not re.match(r"[^{]*\{[^}]+\}", prefix) or key_slot(prefix.encode()) != slot:
             problems.append(
-                f"{variable(setting)}={prefix} puts its keys into other slots than {keys.control}; {way_out}"
+                f"{variable(setting)}={prefix} puts its keys into other slots than {keys.control}; {remedy}"
             )
     if problems:
         raise ConfigurationError(problems)

@@ -15,7 +15,7 @@ from expirer.contract.control import Control, Pause
 from expirer.contract.keys import ShardKeys
 
 LATE_TICK_MS = 5000
-"""A worker is live until its last tick is older than its interval by this much."""
+"""A worker is live until its last tick is older than its interval by this much; none has ticked this far ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,14 @@ class Shard:
         row: Any = self.client.hmget(self.keys.control, list(control.FIELDS))
         return Control.read(row).halt(now)
 
+    def cutoff(self, now: int) -> str:
+        """Return the score below which a reservation is due at `now`, Unix ms."""
+        return f"{(now - to_ms(self.settings.grace)) / self.settings.unit_ms:.6f}"
+
     def count_overdue(self, now: int) -> int:
         """Count the reservations that are due at `now`, Unix ms, and have not expired."""
-        cutoff = (now - to_ms(self.settings.grace)) / self.settings.unit_ms
-        return self.client.zcount(self.keys.index, "-inf", f"({cutoff:.6f}")
+        return self.client.zcount(self.keys.index, "-inf", f"({self.cutoff(now)}")
 
     def is_live(self, last_tick: float, now: int) -> bool:
         """Say whether a worker that last ticked at `last_tick` is live at `now`; both are Unix ms."""
-        return now - last_tick <= to_ms(self.settings.interval) + LATE_TICK_MS
+        return -LATE_TICK_MS <= now - last_tick <= to_ms(self.settings.interval) + LATE_TICK_MS

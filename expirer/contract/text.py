@@ -16,14 +16,16 @@ def decode(value: bytes) -> str:
     return _ESCAPE.sub(rb"\\x5cx\1", value).decode("utf-8", "backslashreplace")
 
 
-readable = decode
-
-
 def encode(text: str) -> bytes:
     """Return the bytes of a text that `decode` made, or that a person typed."""
     return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode("utf-8", "surrogateescape"))
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may show it: on one line, without control characters."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """Return a text as a terminal may show it: on one line, without control characters; `encode` reads it back."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    surrogates = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", surrogates))

@@ -1,4 +1,4 @@
-"""Compares every reservation, index entry, counter and quarantine entry, and mends what can be known."""
+"""Compares every reservation, index entry, counter and quarantine entry, and repairs what can be known."""
 
 from __future__ import annotations
 
@@ -6,58 +6,69 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, TextIO
+from itertools import chain, starmap
+from typing import Any, NoReturn, TypeVar
 
 from redis.exceptions import WatchError
 from tqdm import tqdm
 
-from expirer.config.settings import Settings
+from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers
-from expirer.contract.text import readable
-from expirer.operate.findings import Count, Finding, judge, judge_counters, mend_counters
-from expirer.operate.inventory_scan import Survey, integer
-from expirer.operate.server import redis_or_say, server_now
-from expirer.operate.terminal import confirms, shown, who
+from expirer.contract.shard import Shard
+from expirer.contract.text import decode, encode, printable
+from expirer.operate.findings import Finding, is_without_record, judge, judge_counters
+from expirer.operate.inventory_scan import InventoryScan
+from expirer.operate.key_tracking import TrackingLostError
+from expirer.operate.recount import Count, Recount
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import confirms, who
 from expirer.worker.logs import build_logger
 
+_Result = TypeVar("_Result")
+
 _SETTLE_S = 1.0
-"""A writer that writes a reservation by single commands is through by then; what is wrong still is wrong."""
-_ATTEMPTS = 100
+"""After it a writer that writes a reservation by single commands is done, so what is wrong stays wrong."""
+_ATTEMPTS = 300
 """To read a product's counters and reservations while nobody writes them."""
 _OPERATIONS = 10_000
 
 
-def audit(settings: Settings, product_id: str | None, *, as_json: bool) -> int:
-    """Print what is wrong; return 1 where something is, else 0."""
-    with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
-        findings = 0
+def audit(
+    settings: Settings,
+    product_id: str | None,
+    *,
+    as_json: bool = False,
+    is_repair: bool = False,
+    is_sure: bool = False,
+) -> int:
+    """Print what is wrong, and repair it if asked to; return 0 if everything was compared and is right, else 1.
+
+    Raises:
+        ConfigurationError: a repair has no JSON.
+
+    """
+    if is_repair and as_json:
+        raise ConfigurationError(["--json is for an audit alone; a repair logs what it does"])
+    with reporting_errors(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
+        plans = []
         for finding in audit_.findings():
-            findings += 1
             sys.stdout.write(f"{_line(finding, as_json=as_json)}\n")
-        audit_.close_report(findings, as_json=as_json)
-        return 1 if findings else 0
-    return 1
-
-
-def repair(settings: Settings, product_id: str | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
-    """Print what is wrong and what would mend it, then mend it; return 1 where something stays as it is."""
-    with redis_or_say(settings) as servers, closing(_Audit(servers, settings, product_id)) as audit_:
-        findings = list(audit_.findings())
-        for finding in findings:
-            sys.stdout.write(f"{_line(finding)}\n  {finding.plan or 'left as it is: what is right cannot be known'}\n")
-        audit_.close_report(len(findings), as_json=False)
-        plans = [finding for finding in findings if finding.plan]
-        if plans and not is_sure and not confirms(f"Mend {len(plans):,} of {len(findings):,}?", answers):
-            sys.stderr.write("expirer: nothing was changed; repeat this with --yes to mend\n")
-            return 1
-        done = audit_.mend(plans)
-        left = len(findings) - done["mended"] - done["mended meanwhile"]
-        counts = ", ".join(f"{count:,} {name}" for name, count in sorted(done.items()))
-        sys.stdout.write(f"{counts or '0 mended'}, {left:,} left as they are\n")
-        return 1 if left else 0
+            if is_repair:
+                sys.stdout.write(f"  {finding.plan or 'left as it is: what is right cannot be known'}\n")
+                plans += [finding] if finding.plan else []
+        audit_.summarize(as_json=as_json)
+        left = audit_.found
+        if plans and not is_sure and not confirms(f"Repair {len(plans):,} of {left:,}?"):
+            sys.stderr.write("expirer: nothing was changed; repeat this with --yes to repair\n")
+        elif is_repair:
+            done = audit_.repair(plans)
+            left -= done["repaired"] + done["repaired meanwhile"]
+            counts = ", ".join(f"{count:,} {name}" for name, count in sorted(done.items()))
+            sys.stdout.write(f"{counts or '0 repaired'}, {left:,} left as they are\n")
+        return 1 if left or audit_.not_compared else 0
     return 1
 
 
@@ -65,257 +76,185 @@ class _Audit:
     """One pass over an inventory."""
 
     def __init__(self, servers: Servers, settings: Settings, product_id: str | None) -> None:
-        self._servers = servers
-        self._settings = settings
-        wanted = None if product_id is None else product_id.encode(errors="surrogateescape")
-        self._survey = Survey(servers, settings, wanted)
+        self._scan = InventoryScan(servers, None if product_id is None else encode(product_id))
         self._log = build_logger(settings)
         self._by = who()
-        self._products = 0
-        self._remarks: list[str] = []
         self._began_at = time.monotonic()
+        self.found = self._products = self._untracked = self._without_record = 0
+        self._unsettled: dict[tuple[int, bytes], str] = {}
+        """Why a product was not compared."""
 
     def close(self) -> None:
-        """Stop listening to the server."""
-        self._survey.close()
+        """Stop tracking."""
+        self._scan.close()
+
+    @property
+    def not_compared(self) -> int:
+        """How many products were not compared."""
+        return self._untracked + len(self._unsettled)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what is wrong, each checked again after it was suspected: first reservations, then counters."""
-        yield from self._recheck(self._suspect())
-        if self._survey.deafness:
-            self._remarks.append(f"the counters were not compared, without CLIENT TRACKING: {self._survey.deafness}")
-        else:
-            yield from self._count_products()
+        """Yield what is wrong, each read again after it was suspected: first reservations, then counters."""
+        for find in (self._of_reservations, self._of_products):
+            for finding in find():
+                self.found += 1
+                yield finding
 
-    def mend(self, plans: list[Finding]) -> Counter[str]:
-        """Mend what was found and still is so, each in one transaction; return how many were."""
+    def repair(self, plans: list[Finding]) -> Counter[str]:
+        """Repair what was found and still is wrong, each in one transaction; return how many were."""
         done: Counter[str] = Counter()
-        for finding in tqdm(plans, "mending", unit="", disable=None, leave=False):
-            step = partial(self._mend_reservation, finding)
-            if finding.is_of_product:
-                recount = _Recount(self._survey, finding.shard, finding.id)
-                step = partial(self._mend_counters, finding, recount)
-            done[_attempts(step, self._conflict) or "given up"] += 1
+        for finding in tqdm(plans, "repairing", unit="", disable=None, leave=False):
+            step = partial(self._repair_reservation, finding)
+            if finding.id_name == "product_id":
+                step = partial(self._repair_counters, finding, Recount(self._scan, finding.shard, finding.id))
+            done[_attempts(step, self._log_conflict) or "given up"] += 1
         return done
 
-    def close_report(self, findings: int, *, as_json: bool) -> None:
-        """Say how much was looked at, and what could not be."""
+    def summarize(self, *, as_json: bool) -> None:
+        """Print how much was read, and what was not compared."""
         seconds = time.monotonic() - self._began_at
         if as_json:
-            whole = {
-                "findings": findings,
-                "reservations": self._survey.reservations,
+            summary = {
+                "findings": self.found,
+                "reservations": self._scan.reservations,
                 "products": self._products,
-                "remarks": self._remarks,
+                "not_compared": self.not_compared,
+                "remarks": list(self._remarks()),
                 "seconds": round(seconds, 3),
             }
-            sys.stdout.write(json.dumps({"summary": whole}) + "\n")
+            sys.stdout.write(json.dumps({"summary": summary}) + "\n")
             return
-        sys.stdout.writelines(f"remark: {remark}\n" for remark in self._remarks)
+        sys.stdout.writelines(f"remark: {printable(remark)}\n" for remark in self._remarks())
+        gap = f", not compared: {self.not_compared:,}" if self.not_compared else ""
         sys.stdout.write(
-            f"{findings:,} found (Active reservations: {self._survey.reservations:,},"
-            f" products: {self._products:,}, {seconds:,.1f} s)\n"
+            f"{self.found:,} found (Active reservations: {self._scan.reservations:,},"
+            f" products: {self._products:,}{gap}, {seconds:,.1f} s)\n"
         )
 
-    def _suspect(self) -> list[tuple[int, bytes]]:
-        size = self._survey.size()
+    def _remarks(self) -> Iterator[str]:
+        if self._untracked:
+            yield f"{self._untracked:,} products: not compared, CLIENT TRACKING failed: {self._scan.tracking_error}"
+        for (_, product_id), why in self._unsettled.items():
+            yield f"{decode(product_id)}: not compared, {why}"
+        if self._without_record:
+            what = "in quarantine have no reservation: their units are not counted as held"
+            yield f"{self._without_record:,} {what}; drop them"
+
+    def _of_reservations(self) -> Iterator[Finding]:
         suspects: dict[tuple[int, bytes], None] = {}
-        with tqdm(total=size, desc="reservations", unit=" keys", unit_scale=True, disable=None, leave=False) as bar:
-            for number, row in self._survey.walk(bar.update):
-                if judge(self._settings, number, row, 0):
+        now = self._scan.shards[0].now()
+        with self._bar("reservations") as bar:
+            for number, row in self._scan.walk(partial(self._on_keys, bar)):
+                self._without_record += is_without_record(row)
+                if judge(self._scan.shards[number], row, now):
                     suspects[number, row.id] = None
-        return list(suspects)
+        return chain.from_iterable(starmap(self._judge, self._settled(suspects)))
 
-    def _recheck(self, suspects: list[tuple[int, bytes]]) -> Iterator[Finding]:
-        if suspects:
-            time.sleep(_SETTLE_S)
-        for number, id_ in suspects:
-            finding = self._judge(number, id_)
-            if finding is not None:
-                yield finding
-
-    def _judge(self, number: int, id_: bytes) -> Finding | None:
-        (row,) = self._survey.examine(number, [id_])
-        return judge(self._settings, number, row, server_now(self._servers.shards[number].client, self._settings))
-
-    def _count_products(self) -> Iterator[Finding]:
-        size = self._survey.size()
-        suspects = []
-        with tqdm(total=size, desc="products", unit=" keys", unit_scale=True, disable=None, leave=False) as bar:
-            for number, product_id in self._survey.products(bar.update):
+    def _of_products(self) -> Iterator[Finding]:
+        suspects: dict[tuple[int, bytes], None] = {}
+        with self._bar("products") as bar:
+            for number, product_id in self._scan.products(partial(self._on_keys, bar)):
                 self._products += 1
-                count = self._count(number, product_id)
-                if count is None:
-                    self._remarks.append(f"{_text(product_id)}: not compared, it was written all the time")
-                elif not count.is_certain:
-                    self._remarks.append(f"{_text(product_id)}: not compared, a quarantined hold of it has no quantity")
-                if count and judge_counters(self._settings, number, product_id, count):
-                    suspects.append((number, product_id))
+                if self._judge_counters(number, product_id):
+                    suspects[number, product_id] = None
+        return filter(None, starmap(self._judge_counters, self._settled(suspects)))
+
+    def _settled(self, suspects: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, bytes]]:
         if suspects:
             time.sleep(_SETTLE_S)
-        for number, product_id in suspects:
-            count = self._count(number, product_id)
-            finding = count and judge_counters(self._settings, number, product_id, count)
-            if finding:
-                yield finding
+        return suspects
 
-    def _count(self, number: int, product_id: bytes) -> Count | None:
-        count: Count | None = _attempts(_Recount(self._survey, number, product_id).read, lambda: None)
+    def _judge(self, number: int, id_: bytes) -> list[Finding]:
+        shard = self._scan.shards[number]
+        (row,) = self._scan.examine(number, [id_])
+        return judge(shard, row, shard.now())
+
+    def _judge_counters(self, number: int, product_id: bytes) -> Finding | None:
+        count = self._count(self._scan.shards[number], product_id)
+        return judge_counters(self._scan.shards[number], product_id, count) if count else None
+
+    def _count(self, shard: Shard, product_id: bytes) -> Count | None:
+        """Count a product; if that cannot be done, keep why."""
+        count = None
+        if not self._scan.tracking_error:
+            try:
+                count = _attempts(Recount(self._scan, shard, product_id).read)
+            except TrackingLostError as error:
+                self._scan.tracking_error = str(error)
+        if self._scan.tracking_error:
+            self._untracked += 1
+        elif count is None:
+            self._unsettled[shard.number, product_id] = "it was written all the time"
+        elif not count.is_certain and shard.settings.field_reserved:
+            self._unsettled[shard.number, product_id] = "a hold of it has no quantity"
         return count
 
-    def _mend_reservation(self, finding: Finding) -> str:
-        keys = self._survey.shards[finding.shard]
-        reservation: Any = keys.reservation_prefix.encode() + finding.id
-        with self._servers.shards[finding.shard].client.pipeline() as transaction:
+    def _repair_reservation(self, finding: Finding) -> str:
+        shard, keys = finding.shard, finding.shard.keys
+        reservation = keys.reservation_prefix.encode() + finding.id
+        with shard.client.pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(reservation, keys.quarantine)
-            current = self._judge(finding.shard, finding.id)
-            if current is None or current.kind != finding.kind:
-                return "mended meanwhile"
+            current = [found for found in self._judge(shard.number, finding.id) if found.kind == finding.kind]
+            if not current or current[0].plan != finding.plan:
+                return "changed meanwhile" if current else "repaired meanwhile"
             pipe.multi()
-            for name, key, *values in current.commands:
+            for name, key, *values in current[0].commands:
                 pipe.execute_command(name, reservation if key == "reservation" else getattr(keys, str(key)), *values)
-            self._record(pipe, current, reservation_id=finding.id)
+            pipe.xadd(*self._record(finding))
             pipe.publish(keys.wake, "1")
             pipe.execute()
-        self._log.warning(
-            "reservation_repaired",
-            kind=current.kind,
-            reservation_id=_text(finding.id),
-            plan=current.plan,
-            shard=finding.shard,
-            by=self._by,
-        )
-        return "mended"
+        self._log_repair("reservation_repaired", finding)
+        return "repaired"
 
-    def _mend_counters(self, finding: Finding, recount: _Recount) -> str:
-        settings = self._settings
+    def _repair_counters(self, finding: Finding, recount: Recount) -> str:
+        try:
+            with recount.commit() as (pipe, count):
+                current = judge_counters(finding.shard, finding.id, count)
+                if current and current.counters:
+                    pipe.hset(recount.key, mapping=current.counters)
+                    pipe.xadd(*self._record(current))
+        except TrackingLostError as error:
+            self._log.warning("counters_not_repaired", product_id=decode(finding.id), error=str(error))
+            return "not counted again"
+        if current is None or not current.counters:
+            return "repaired meanwhile" if current is None else "beyond repair"
+        self._log_repair("counters_repaired", current)
+        return "repaired"
 
-        def write(pipe: Any, count: Count) -> None:  # noqa: ANN401  # redis-py types its pipeline's replies as Any
-            current = judge_counters(settings, finding.shard, finding.id, count)
-            values = mend_counters(settings, count)
-            if current and current.plan and values:
-                pipe.hset(recount.key, mapping=values)
-                self._record(pipe, current, product_id=finding.id)
-
-        count = recount.write(write)
-        current = judge_counters(settings, finding.shard, finding.id, count)
-        if current is None or not current.plan:
-            return "mended meanwhile" if current is None else "beyond mending"
-        self._log.warning(
-            "counters_repaired",
-            kind=finding.kind,
-            product_id=_text(finding.id),
-            available_was=count.available,
-            reserved_was=count.reserved,
-            reserved=count.held,
-            shard=finding.shard,
-            by=self._by,
-        )
-        return "mended"
-
-    def _record(self, pipe: Any, finding: Finding, **of: bytes) -> None:  # noqa: ANN401  # see write
-        fields = {"operation": "repair", "by": self._by, "kind": finding.kind, **of}
+    def _record(self, finding: Finding) -> tuple[Any, ...]:
+        fields = {"operation": "repair", "by": self._by, "kind": finding.kind, finding.id_name: finding.id}
         fields |= {"detail": finding.detail, "plan": finding.plan}
-        operations = self._survey.shards[finding.shard].operations
-        pipe.xadd(operations, fields, maxlen=_OPERATIONS, approximate=True)
+        return finding.shard.keys.operations, fields, "*", _OPERATIONS
 
-    def _conflict(self) -> None:
+    def _log_repair(self, event: str, finding: Finding) -> None:
+        what = {"shard": finding.shard.number, "kind": finding.kind, finding.id_name: decode(finding.id)}
+        self._log.warning(event, **what, detail=finding.detail, plan=finding.plan, by=self._by)
+
+    def _log_conflict(self) -> None:
         self._log.warning("concurrency_conflict", error="somebody else wrote meanwhile; nothing was done")
 
+    def _bar(self, what: str) -> tqdm[NoReturn]:
+        return tqdm(total=self._scan.size(), desc=what, unit=" keys", unit_scale=True, disable=None, leave=False)
 
-class _Recount:
-    """The counters of one product and its Active reservations, read under WATCH of the stock key.
-
-    Whoever begins or ends a reservation writes the product's counters, so a transaction that commits saw them
-    all. What an attempt has read is kept: the next one only reads what was written since.
-    """
-
-    def __init__(self, survey: Survey, number: int, product_id: bytes) -> None:
-        self.key: Any = survey.shards[number].stock_prefix.encode() + product_id
-        self._survey = survey
-        self._number = number
-        self._product_id = product_id
-        self._held: dict[bytes, int | None] = {}
-        self._is_read = False
-
-    def read(self) -> Count:
-        """Return both as they were in one moment; raise WatchError where they were written meanwhile."""
-        return self.write(lambda _pipe, _count: None)
-
-    def write(self, act: Callable[[Any, Count], None]) -> Count:
-        """Commit what `act` queues, on the counters as they were read; return them as they were before.
-
-        Raises:
-            WatchError: they were written meanwhile; nothing was done.
-
-        """
-        with self._survey.servers.shards[self._number].client.pipeline() as pipe:
-            count = self._watch(pipe)
-            pipe.multi()
-            act(pipe, count)
-            pipe.exists(self.key)  # even where there is nothing to do, the commit proves what was read
-            pipe.execute()
-        return count
-
-    def _watch(self, pipe: Any) -> Count:  # noqa: ANN401  # redis-py types its pipeline's replies as Any
-        settings = self._survey.settings
-        self._catch_up()  # most is read before the watch, so that little can happen under it
-        pipe.watch(self.key)
-        self._survey.require_heard(pipe.connection)
-        self._catch_up()
-        type_ = pipe.type(self.key).decode()
-        available = reserved = None
-        if type_ == "hash":
-            available, reserved = pipe.hmget(self.key, settings.field_available, settings.field_reserved)
-        elif type_ == "string":
-            available = pipe.get(self.key)
-        quantities = [quantity for quantity in self._held.values() if quantity is not None]
-        return Count(
-            type=type_,
-            available=integer(available) if settings.field_available else None,
-            reserved=integer(reserved) if settings.field_reserved else None,
-            texts=(available, reserved),
-            held=sum(quantities),
-            reservations=len(self._held),
-            is_certain=len(quantities) == len(self._held),
-        )
-
-    def _catch_up(self) -> None:
-        """Read what was written since the last time; the first time all that is known of the product."""
-        for number, row in self._survey.news():
-            if number == self._number and (row.id in self._held or row.product_id == self._product_id):
-                self._take(row)
-        ids = self._survey.known(self._number, self._product_id) - self._held.keys() if not self._is_read else ()
-        for row in self._survey.examine(self._number, ids):
-            self._take(row)
-        self._is_read = True
-
-    def _take(self, row: Any) -> None:  # noqa: ANN401
-        if row.status == self._survey.settings.status_active and row.product_id == self._product_id:
-            self._held[row.id] = row.quantity
-        else:
-            self._held.pop(row.id, None)
+    def _on_keys(self, bar: tqdm[NoReturn], count: int) -> None:
+        bar.update(count)
+        self._scan.follow()
 
 
-def _attempts(step: Callable[[], Any], tell: Callable[[], None]) -> Any:  # noqa: ANN401  # what the step returns
-    """Return what the step returns, once it meets no conflict; None where it always does."""
+def _attempts(step: Callable[[], _Result], on_conflict: Callable[[], object] = lambda: None) -> _Result | None:
+    """Return what the step returns once it meets no conflict; None if it always does."""
     for attempt in range(_ATTEMPTS):
         try:
             return step()
         except WatchError:
-            tell()
+            on_conflict()
             time.sleep(0.001 * min(attempt, 20))
     return None
 
 
 def _line(finding: Finding, *, as_json: bool = False) -> str:
     if as_json:
-        name = "product_id" if finding.is_of_product else "reservation_id"
-        what = {"shard": finding.shard, "kind": finding.kind, name: readable(finding.id)}
+        what = {"shard": finding.shard.number, "kind": finding.kind, finding.id_name: decode(finding.id)}
         return json.dumps({**what, "detail": finding.detail, "plan": finding.plan or None})
-    return f"{finding.kind}  {_text(finding.id)}: {finding.detail}"
-
-
-def _text(value: bytes) -> str:
-    return shown(readable(value))
+    return f"{finding.kind}  {printable(decode(finding.id))}: {finding.detail}"

@@ -1,92 +1,34 @@
-"""Makes a hold of its own on each shard, and waits for a live worker to expire it."""
+"""Makes a reservation of its own on each shard, and waits for a live worker to expire it."""
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-from redis import Redis
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
-from expirer.contract import control
 from expirer.contract.clock import unix_ms
-from expirer.contract.control import Control
-from expirer.contract.keys import ShardKeys
-from expirer.contract.text import readable
+from expirer.contract.numbers import integer
+from expirer.contract.shard import Shard
+from expirer.contract.text import decode, printable
+from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import is_live, redis_or_say, server_now
-from expirer.operate.terminal import shown, shown_pause, shown_time
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import format_pause, format_time
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
 _PATIENCE_S = 5.0
-"""Beyond the interval, in which a worker looks whatever message was lost."""
+"""Beyond the interval, after which a worker ticks whatever message was lost."""
 _LEFT_MS = 86_400_000
 """After this time its product goes by itself, should this process be killed."""
 _POLL_S = 0.01
 _RECENT = 1000
 """Events among which its own is looked for."""
-
-
-def canary(settings: Settings, *, as_json: bool) -> int:
-    """Print how late each hold came back; return 0 where all did, else 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with redis_or_say(settings) as servers:
-        shards = list(enumerate((shard.client, shard.keys) for shard in servers.shards))
-        for number, (client, keys) in shards:
-            obstacle = _obstacle(client, settings, keys)
-            if obstacle:
-                sys.stderr.write(f"expirer: shard {number}: {obstacle}; no hold was made\n")
-                return 1
-        canaries = [_Canary(client, settings, number, keys) for number, (client, keys) in shards]
-        try:
-            return _fly(settings, canaries, as_json=as_json)
-        finally:
-            for one in canaries:
-                one.remove()
-    return 1
-
-
-def _obstacle(client: Redis, settings: Settings, keys: ShardKeys) -> str:
-    """Return why nothing would expire now; empty: nothing stands in the way."""
-    now = server_now(client, settings)
-    pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
-    if pause is not None and (pause.until is None or pause.until > now):
-        return f"paused {shown_pause(pause)}"
-    last: Any = client.zrange(keys.workers, -1, -1, withscores=True)
-    if not last:
-        return "no live worker"
-    if not is_live(settings, last[0][1], now):
-        return f"no live worker: the last tick was at {shown_time(unix_ms(last[0][1], 1))}"
-    return ""
-
-
-def _fly(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
-    for one in canaries:
-        one.set()
-    patience_s = _LIFE_MS / 1000 + settings.interval.total_seconds() + _PATIENCE_S
-    deadline = time.monotonic() + patience_s
-    waiting, code = list(canaries), 0
-    while waiting:
-        time.sleep(_POLL_S)
-        is_over = time.monotonic() > deadline
-        for one in list(waiting):
-            result = one.look()
-            if result is None and is_over:
-                result = _Result(one.number, f"no worker expired it within {patience_s:.0f} s")
-            if result is not None:
-                waiting.remove(one)
-                code = 1 if result.lateness_ms is None else code
-                line = json.dumps(asdict(result)) if as_json else f"shard {result.shard}: {result.finding}"
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,54 +39,111 @@ class _Result:
     """None: its unit did not come back."""
 
 
+def canary(settings: Settings, *, as_json: bool) -> int:
+    """Print how late each reservation came back; return 0 if all did, else 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with reporting_errors(settings) as servers:
+        for shard in servers.shards:
+            obstacle = _obstacle(shard)
+            if obstacle:
+                sys.stderr.write(f"expirer: shard {shard.number}: {obstacle}; no reservation was made\n")
+                return 1
+        canaries = [_Canary(shard) for shard in servers.shards]
+        try:
+            return _wait(settings, canaries, as_json=as_json)
+        finally:
+            for one in canaries:
+                one.remove()
+    return 1
+
+
+def _obstacle(shard: Shard) -> str:
+    """Return why nothing would expire now; empty: nothing prevents it."""
+    client: Any = shard.client
+    now = shard.now()
+    pause = shard.pause(now)
+    if pause is not None:
+        return f"{'braked' if pause.is_brake else 'paused'} {format_pause(pause)}"
+    ticks = [tick for _, tick in client.zrange(shard.keys.workers, 0, -1, withscores=True)]
+    if any(shard.is_live(tick, now) for tick in ticks):
+        return ""
+    last = f": the last tick was at {format_time(unix_ms(max(ticks), 1))}" if ticks else ""
+    return f"no live worker{last}"
+
+
+def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
+    for one in canaries:
+        one.write()
+    patience_s = _LIFE_MS / 1000 + settings.interval.total_seconds() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
+    waiting, code = list(canaries), 0
+    while waiting:
+        time.sleep(_POLL_S)
+        is_over = time.monotonic() > deadline
+        for one in list(waiting):
+            result = one.read()
+            if result is None and is_over:
+                result = _Result(one.shard.number, f"no worker expired it within {patience_s:.0f} s")
+            if result is not None:
+                waiting.remove(one)
+                code = 1 if result.lateness_ms is None else code
+                if as_json:
+                    write_json(result)
+                else:
+                    sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
+                sys.stdout.flush()
+    return code
+
+
 class _Canary:
-    """The hold on one shard."""
+    """The reservation on one shard."""
 
-    def __init__(self, client: Redis, settings: Settings, number: int, keys: ShardKeys) -> None:
-        self.number = number
-        self._client = client
-        self._settings = settings
-        self._keys = keys
-        self._scratch = Scratch.of("canary", settings, number, keys)
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._client: Any = shard.client
+        self._scratch = Scratch.of("canary", shard)
         self._due_at = 0
-        """Unix ms; a whole second where the layout counts in seconds."""
+        """Unix ms; a whole second if the layout counts in seconds."""
 
-    def set(self) -> None:
-        """Write it, in one transaction, and tell the workers as a checkout does."""
-        settings, now = self._settings, server_now(self._client, self._settings)
+    def write(self) -> None:
+        """Write it in one transaction, and wake the workers as a checkout does."""
+        settings, now = self.shard.settings, self.shard.now()
         score = math.ceil((now + _LIFE_MS - to_ms(settings.grace)) / settings.unit_ms)
         self._due_at = score * settings.unit_ms + to_ms(settings.grace)
         with self._client.pipeline() as pipe:
             self._scratch.write(pipe, score)
             pipe.pexpire(self._scratch.stock, _LEFT_MS)
-            pipe.publish(self._keys.wake, f"{now} {score * settings.unit_ms}")
+            pipe.publish(self.shard.keys.wake, f"{now} {score * settings.unit_ms}")
             pipe.execute()
 
-    def look(self) -> _Result | None:
+    def read(self) -> _Result | None:
         """Return what became of it; None: nothing yet."""
-        id_, settings = self._scratch.reservation_id, self._settings
-        if self._client.zscore(self._keys.index, id_) is not None:
-            return None
-        now = server_now(self._client, settings)
-        entry: Any = self._client.hget(self._keys.quarantine, id_)
+        id_, settings, keys = self._scratch.reservation_id, self.shard.settings, self.shard.keys
+        score, entry = self._client.zscore(keys.index, id_), self._client.hget(keys.quarantine, id_)
         if entry is not None:
-            return _Result(self.number, f"quarantined: {shown(readable(entry))}")
-        counter: Any = self._client.hget(self._scratch.stock, settings.field_available or settings.field_reserved)
+            return self._result(f"quarantined: {printable(decode(entry))}")
+        if score is not None:
+            return None
+        now = self.shard.now()
+        counter = self._client.hget(self._scratch.stock, settings.field_available or settings.field_reserved)
         if counter != (b"1" if settings.field_available else b"0"):
-            return _Result(self.number, "its unit did not come back: something else takes entries out of the index")
-        expired_at: Any = self._client.hget(self._scratch.reservation, "expired_at")
-        lateness_ms = int(expired_at or now) - self._due_at
-        return _Result(self.number, f"expired {lateness_ms:,} ms late", lateness_ms)
+            return self._result("its unit did not come back: something else takes entries out of the index")
+        expired_at = integer(self._client.hget(self._scratch.reservation, "expired_at"))
+        lateness_ms = (now if expired_at is None else expired_at) - self._due_at
+        return self._result(f"expired {lateness_ms:,} ms late", lateness_ms)
+
+    def _result(self, finding: str, lateness_ms: int | None = None) -> _Result:
+        return _Result(self.shard.number, finding, lateness_ms)
 
     def remove(self) -> None:
         """Remove every trace but the totals, whatever became of it."""
-        id_ = self._scratch.reservation_id
-        events: Any = self._client.xrevrange(self._keys.events, count=_RECENT)
+        id_, keys = self._scratch.reservation_id, self.shard.keys
+        events = self._client.xrevrange(keys.events, count=_RECENT)
         with self._client.pipeline() as pipe:
             self._scratch.remove(pipe)
-            pipe.zrem(self._keys.index, id_)
-            pipe.hdel(self._keys.quarantine, id_)
+            pipe.zrem(keys.index, id_)
+            pipe.hdel(keys.quarantine, id_)
             for event, fields in events:
                 if fields.get(b"reservation_id") == id_.encode():
-                    pipe.xdel(self._keys.events, event)
+                    pipe.xdel(keys.events, event)
             pipe.execute()

@@ -1,10 +1,9 @@
-"""Tells which reservations were written, by the server's own tracking, so that an audit misses none."""
+"""Names the keys that anybody writes, by the server's own tracking, so that a scan misses none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from contextlib import suppress
-from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -12,61 +11,94 @@ from redis.exceptions import RedisError
 from expirer.connection import pipeline
 
 _CHANNEL = "__redis__:invalidate"
+_INTERVAL_S = 0.02
+"""Redis cuts a subscriber that leaves 8 MB unread for a minute, or 32 MB at once, unless configured otherwise."""
+_MOST_KEYS = 250_000
+"""Different keys that are kept until `written` is called, some 30 MB."""
 
 
-class Feed:
-    """Names the keys that anybody has written since the last look (CLIENT TRACKING in broadcasting mode).
+class TrackingLostError(RedisError):
+    """From now on nobody knows what was written."""
 
-    It costs the server a message for each written key of the prefixes while it is open.
+
+class KeyTracking:
+    """Names the keys that were written since the last call (CLIENT TRACKING in broadcasting mode).
+
+    One connection receives its own tracking, so neither can be lost without the other. A thread reads it all the time.
+    It costs the server a message for each key that is written under the prefix.
     """
 
-    def __init__(self, client: Redis, prefixes: Sequence[bytes]) -> None:
-        """Begin to listen; raise RedisError where the host has no tracking, or forbids it."""
+    def __init__(self, client: Redis, prefix: bytes) -> None:
+        """Begin to track; raise RedisError if the host has no tracking, or forbids it."""
         self._pool = client.connection_pool
-        self._connections: list[Any] = []
+        self._connection: pipeline.Connection = self._pool.get_connection()
+        self._keys: set[bytes] = set()
+        self._error = ""
+        self._lock = threading.Lock()
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._read_until_closed, daemon=True)
         try:
-            listener, tracker = (self._connect() for _ in range(2))
-            number = pipeline.ask(listener, ("CLIENT", "ID"))
-            pipeline.ask(listener, ("SUBSCRIBE", _CHANNEL))
-            wanted = (word for prefix in prefixes for word in ("PREFIX", prefix))
-            pipeline.ask(tracker, ("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", *wanted))
+            number = pipeline.ask(self._connection, ("CLIENT", "ID"))
+            pipeline.ask(self._connection, ("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "PREFIX", prefix))
+            pipeline.ask(self._connection, ("SUBSCRIBE", _CHANNEL))
         except BaseException:
             self.close()
             raise
-        self._listener = listener
+        self._thread.start()
 
-    def hears(self, connection: Any) -> bool:  # noqa: ANN401  # redis-py's kinds of connection share no type
-        """Say whether what is written on the server of a connection is heard."""
-        return _server(connection) == _server(self._listener)
+    def covers(self, connection: pipeline.Connection) -> bool:
+        """Say whether the keys written on the server of a connection are tracked."""
+        return _server(connection) == _server(self._connection)
+
+    @property
+    def has_many(self) -> bool:
+        """Whether so many keys have been written that they should be taken soon."""
+        return len(self._keys) > _MOST_KEYS // 100
 
     def written(self) -> set[bytes]:
         """Return the keys written since the last call: all whose writing was over when this one was made.
 
         Raises:
-            RedisError: the connection was lost, and with it the knowledge of what was written.
+            TrackingLostError: the connection was lost, and with it the knowledge of what was written.
 
         """
-        pipeline.write(self._listener, ("PING",))
-        keys: set[bytes] = set()
-        while (message := pipeline.read(self._listener))[0] != b"pong":
-            if message[2] is None:
-                raise RedisError("the database was emptied meanwhile")
-            keys.update(message[2])
+        with self._lock:
+            self._read()
+            if self._error:
+                raise TrackingLostError(self._error)
+            keys, self._keys = self._keys, set()
         return keys
 
     def close(self) -> None:
-        """Stop listening."""
-        for connection in self._connections:
-            with suppress(RedisError, OSError):
-                connection.disconnect()
-            self._pool.release(connection)
-        self._connections.clear()
+        """Stop tracking."""
+        self._is_closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(RedisError, OSError):
+            self._connection.disconnect()
+        self._pool.release(self._connection)
 
-    def _connect(self) -> Any:  # noqa: ANN401  # redis-py's kinds of connection share no type
-        connection = self._pool.get_connection()
-        self._connections.append(connection)
-        return connection
+    def _read_until_closed(self) -> None:
+        while not self._error and not self._is_closed.wait(_INTERVAL_S):
+            with self._lock:
+                self._read()
+
+    def _read(self) -> None:
+        """Take all messages from the connection; an error is kept, for the connection is of no more use."""
+        if self._error:
+            return
+        try:
+            pipeline.write(self._connection, ("PING",))
+            while (message := pipeline.read(self._connection))[0] != b"pong":
+                if message[2] is None:
+                    raise TrackingLostError("a database of this server was emptied meanwhile")
+                self._keys.update(message[2])
+            if len(self._keys) > _MOST_KEYS:
+                raise TrackingLostError(f"more than {_MOST_KEYS:,} keys were written while nobody asked for them")
+        except (RedisError, OSError) as error:
+            self._error = str(error) if isinstance(error, TrackingLostError) else f"the connection was lost: {error}"
+            self._keys.clear()
 
 
-def _server(connection: Any) -> tuple[object, object]:  # noqa: ANN401  # see Feed.hears
+def _server(connection: pipeline.Connection) -> tuple[object, object]:
     return getattr(connection, "host", None), getattr(connection, "port", None)  # neither: the only socket there is

@@ -1,97 +1,143 @@
-"""Holds expiry and lets it go: pause, resume, and what the next batch would do."""
+"""Pauses and resumes expiry, and shows what the next batch would do."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TextIO
+from typing import Any, TextIO
+
+from redis.exceptions import RedisError, WatchError
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import ConfigurationError, Settings
+from expirer.connection.connect import Servers
 from expirer.contract import control
 from expirer.contract.control import Control
-from expirer.contract.keys import ShardKeys, shard_keys
-from expirer.operate.server import count_overdue, redis_or_say, server_now
-from expirer.operate.terminal import confirms, shown, shown_pause, shown_time, who
+from expirer.contract.shard import Shard
+from expirer.contract.text import printable
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import confirms, format_pause, format_time, who
 from expirer.worker.batch import Batch
 from expirer.worker.expiry import Expiry
 
+_Row = list[bytes | None]
+
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
-    """Pause the shards, or one: nothing expires once this has returned. Return the exit code."""
-    with redis_or_say(settings) as servers:
-        for number, keys in _chosen(settings, shard):
-            client = servers.shards[number].client
-            now = server_now(client, settings)
+    """Pause all shards, or one: nothing expires once this has returned. Return the exit code."""
+    with reporting_errors(settings) as servers:
+        for one in _chosen(servers, shard):
+            now = one.now()
             until = None if duration is None else now + to_ms(duration)
-            client.hset(keys.control, mapping=control.pausing(who(), reason, now, until))  # type: ignore[arg-type]
-            ends = "until it is resumed" if until is None else f"until {shown_time(until)}"
-            overdue = count_overdue(client, settings, keys, now)
-            sys.stdout.write(f"shard {number}: paused {ends}; {overdue:,} overdue stay Active, and their units held\n")
+            fields: Any = control.pausing(who(), reason, now, until)
+            one.client.hset(one.keys.control, mapping=fields)
+            ends = "until it is resumed" if until is None else f"until {format_time(until)}"
+            brake = "; the brake stays on" if Control.read(_read(one)).brake else ""
+            overdue = f"{one.count_overdue(now):,} overdue stay Active"
+            sys.stdout.write(f"shard {one.number}: paused {ends}{brake}; {overdue}, and their units reserved\n")
         return 0
     return 1
 
 
 def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
-    """Resume the shards, or one, and let go what a brake held, once somebody is sure of it. Return the exit code."""
-    with redis_or_say(settings) as servers:
-        shards = list(_chosen(settings, shard))
-        braked = 0
-        for number, keys in shards:
-            client = servers.shards[number].client
-            pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
-            overdue = count_overdue(client, settings, keys, server_now(client, settings))
-            state = "not paused" if pause is None else f"paused {shown_pause(pause)}"
-            if pause is not None and pause.is_brake:
-                braked += overdue
-            sys.stdout.write(f"shard {number}: {state}; {overdue:,} overdue would expire\n")
-        if braked and not is_sure and not confirms(f"Let {braked:,} overdue reservations expire?", answers):
+    """End pause and brake of all shards, or of one, as they were shown; a brake only if a person confirms it.
+
+    Return the exit code.
+    """
+    with reporting_errors(settings) as servers:
+        seen = [(one, _read(one)) for one in _chosen(servers, shard)]
+        braked, is_braked = 0, False
+        for one, row in seen:
+            now, found = one.now(), Control.read(row)
+            overdue = one.count_overdue(now)
+            if found.brake:
+                braked, is_braked = braked + overdue, True
+            sys.stdout.write(f"shard {one.number}: {_describe(found, now)}; {overdue:,} overdue would expire\n")
+        question = f"Release the brake, and let {braked:,} overdue reservations expire?"
+        if is_braked and not is_sure and not confirms(question, answers):
             sys.stdout.flush()
-            sys.stderr.write("expirer: a brake holds; look with expirer once --dry-run, then repeat this with --yes\n")
+            sys.stderr.write("expirer: the brake is on; see expirer once --dry-run, then repeat this with --yes\n")
             return 1
-        for number, keys in shards:
-            client = servers.shards[number].client
-            fields = control.resuming(who(), server_now(client, settings))
-            client.hset(keys.control, mapping=fields)  # type: ignore[arg-type]
-            client.publish(keys.wake, "1")
-            sys.stdout.write(f"shard {number}: resumed\n")
-        return 0
+        outcomes = [_resume(one, row) for one, row in seen]
+        return 0 if all(outcomes) else 1
     return 1
 
 
+def _read(shard: Shard) -> _Row:
+    client: Any = shard.client
+    row: _Row = client.hmget(shard.keys.control, control.FIELDS)
+    return row
+
+
+def _describe(found: Control, now: int) -> str:
+    """Return what stops a shard, or would at the end of a pause."""
+    pause = found.pause if found.halt(now) is found.pause else None
+    states = (("paused", pause), ("braked", found.brake))
+    return ", ".join(f"{state} {format_pause(one)}" for state, one in states if one) or "not paused"
+
+
+def _resume(shard: Shard, shown: _Row) -> bool:
+    """Resume a shard whose control key is still as it was shown; say so, and return whether it is."""
+    with shard.client.pipeline() as transaction:
+        pipe: Any = transaction
+        pipe.watch(shard.keys.control)
+        is_changed = pipe.hmget(shard.keys.control, control.FIELDS) != shown
+        pipe.multi()
+        pipe.hset(shard.keys.control, mapping=control.resuming(who(), shard.now()))
+        try:
+            if not is_changed:
+                pipe.execute()
+        except WatchError as error:
+            if not is_conflict(error):
+                raise
+            is_changed = True
+    if is_changed:
+        sys.stdout.flush()
+        sys.stderr.write(f"expirer: shard {shard.number}: its control key changed meanwhile, look again: not resumed\n")
+        return False
+    shard.client.publish(shard.keys.wake, "1")
+    sys.stdout.write(f"shard {shard.number}: resumed\n")
+    return True
+
+
+def is_conflict(error: Exception) -> bool:
+    """Say whether somebody wrote a watched key; redis-py reports a lost connection in the same way."""
+    return isinstance(error, WatchError) and not isinstance(error.__context__, RedisError)
+
+
 def preview(settings: Settings) -> int:
-    """Say what the next batch of each shard would do, pause or not, and write nothing. Return the exit code."""
-    with redis_or_say(settings) as servers:
+    """Show what the next batch of each shard would do, even if it is paused; write nothing. Return the exit code."""
+    with reporting_errors(settings) as servers:
         for shard in servers.shards:
             batch = Expiry(shard, "dry-run").preview()
             counts = batch.counts
             sys.stdout.write(
-                f"shard {shard.number}: {batch.due + batch.overdue:,} due; the next batch would expire {counts.expired:,}"
-                f" ({counts.units:,} units), skip {counts.skipped:,}, reschedule {counts.rescheduled:,},"
-                f" quarantine {counts.quarantined:,}\n"
+                f"shard {shard.number}: {batch.due + batch.overdue:,} due; the next batch would expire"
+                f" {counts.expired:,} ({counts.units:,} units), skip {counts.skipped:,},"
+                f" reschedule {counts.rescheduled:,}, quarantine {counts.quarantined:,}\n"
             )
-            sys.stdout.writelines(f"  {line}\n" for line in _outcomes(batch))
+            sys.stdout.writelines(f"  {printable(line)}\n" for line in _outcomes(batch))
         return 0
     return 1
 
 
 def _outcomes(batch: Batch) -> Iterator[str]:
     for entry in batch.expired():
-        what = f"{entry.quantity} of {shown(entry.product_id)}, due {shown_time(entry.expires_at)}"
-        yield f"expired      {shown(entry.reservation_id)}  {what}"
+        what = f"{entry.quantity} of {entry.product_id}, due {format_time(entry.expires_at)}"
+        yield f"expired      {entry.reservation_id}  {what}"
     for id_, status in batch.skipped():
-        yield f"skipped      {shown(id_)}  status {shown(status)}"
+        yield f"skipped      {id_}  status {status}"
     for id_, expires_at in batch.rescheduled():
-        yield f"rescheduled  {shown(id_)}  due {shown_time(expires_at)}"
+        yield f"rescheduled  {id_}  due {format_time(expires_at)}"
     for id_, reason in batch.quarantined():
-        yield f"quarantined  {shown(id_)}  {reason}"
+        yield f"quarantined  {id_}  {reason}"
 
 
-def _chosen(settings: Settings, shard: int | None) -> list[tuple[int, ShardKeys]]:
-    shards = list(enumerate(shard_keys(settings)))
-    if shard is None:
+def _chosen(servers: Servers, number: int | None) -> tuple[Shard, ...]:
+    shards = servers.shards
+    if number is None:
         return shards
-    if not 0 <= shard < len(shards):
-        raise ConfigurationError([f"--shard {shard}: the shards are 0 to {len(shards) - 1}"])
-    return [shards[shard]]
+    if not 0 <= number < len(shards):
+        raise ConfigurationError([f"--shard {number}: the shards are 0 to {len(shards) - 1}"])
+    return (shards[number],)

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.contract.keys import ShardKeys, shard_keys, shard_of
-from expirer.contract.text import readable
-from expirer.operate.inventory_scan import Row, Survey, literal, pack, scan
-from expirer.operate.terminal import shown
+from expirer.contract.keys import ShardKeys, shard_keys, shard_of, shard_tag
+from expirer.contract.text import decode, printable
+from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
 
 MOST_SHARDS = 1024
 
 
-class Trouble(Exception):  # noqa: N818  # it is said in one line, and ends the move between two products
-    """The move cannot begin, or go on; what was moved is whole, and so is what was not."""
+class ReshardError(Exception):
+    """The move cannot begin, or go on; every product is whole, on its old shard or on its new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ids:
     """The reservations of a product that are not where they will be, packed."""
 
-    held: bytearray = field(default_factory=bytearray)
-    """Active, in the index or in the quarantine: they go with the product's counters."""
+    placed: bytearray = field(default_factory=bytearray)
+    """Active, in the index or in the quarantine: they move with the product's counters."""
     ended: bytearray = field(default_factory=bytearray)
-    """The counters do not depend on them; all that have no product are here."""
+    """No counter depends on them; all reservations without a product are here."""
 
 
 class Places:
@@ -47,13 +46,13 @@ class Places:
         self._settings = settings
 
     def home(self, product_id: bytes) -> ShardKeys:
-        """Return the shard that a product will be on; what has none will be on the first."""
+        """Return the shard that a product will be on; without a product it is the first."""
         return self.new[shard_of(product_id, len(self.new)) if product_id else 0]
 
     def require_known(self, *, is_moved: bool = False) -> None:
-        """Raise Trouble where something of the inventory is on no shard of either number, or on a wrong new one.
+        """Raise ReshardError if a key is on no shard of either number, or on a wrong new one.
 
-        `is_moved`: nothing may be on an old one any more.
+        `is_moved`: no key may be on an old shard any more.
         """
         old = set() if is_moved else set(map(_tag, self.old))
         new = set(map(_tag, self.new))
@@ -70,77 +69,87 @@ class Places:
             stranger = stranger or (b"" if is_known else key)
         if not stranger:
             return
-        where = f"{shown(readable(stranger))} is where"
+        name = printable(decode(stranger))
         if is_moved:
-            raise Trouble(f"{where} {len(self.new)} shards do not have it: stop the checkouts first")
-        fits = f"what is there fits {' or '.join(map(str, fitting[:3]))} shards: " if fitting else ""
-        numbers = f"neither {len(self.old)} nor {len(self.new)} shards have it"
-        raise Trouble(f"{where} {numbers}: {fits}set {variable('shards')} to the present number")
+            raise ReshardError(f"{name} belongs to none of {len(self.new)} shards: stop the checkouts first")
+        fits = f"the inventory fits {' or '.join(map(str, fitting[:3]))} shards: " if fitting else ""
+        numbers = f"{len(self.old)} or {len(self.new)}" if len(self.old) != len(self.new) else f"{len(self.old)}"
+        raise ReshardError(
+            f"{name} belongs to none of {numbers} shards: {fits}set {variable('shards')} to the present number"
+        )
 
     def is_anything_misplaced(self) -> bool:
-        """Say so, and stop looking at the first; raise Trouble where nobody could hear who still writes."""
-        with closing(self._heard()) as survey, self._bar("looking", 2) as bar:
-            return next(self._misplaced(survey, bar.update), None) is not None
+        """Say whether anything is to be moved; raise ReshardError if nothing would report who still writes."""
+        with closing(self._misplaced(is_at_rest=False)) as misplaced:
+            return next(misplaced, None) is not None
 
-    def look(self) -> dict[tuple[int, bytes], Ids]:
+    def find(self) -> dict[tuple[int, bytes], Ids]:
         """Return (shard, product id) -> its reservations, of all that is not where it will be; no product: b"".
 
         Raises:
-            Trouble: a reservation was written meanwhile.
+            ReshardError: a reservation was written meanwhile.
 
         """
         found: defaultdict[tuple[int, bytes], Ids] = defaultdict(Ids)
-        with closing(self._heard()) as survey, self._bar("looking", 2) as bar:
-            for number, product_id, row in self._misplaced(survey, bar.update):
-                ids = found[number, product_id]
-                if row is not None:
-                    pack(ids.held if product_id and self._is_held(row) else ids.ended, row.id)
-            written = [row.id for _, row in survey.news() if not _has_gone(row)]
-        if written:
-            raise Trouble(f"{shown(readable(written[0]))} was written just now: stop the checkouts first")
+        for number, product_id, row in self._misplaced(is_at_rest=True):
+            ids = found[number, product_id]
+            if row is not None:
+                pack(ids.placed if product_id and self._is_placed(row) else ids.ended, row.id)
         return dict(found)
 
-    def _misplaced(self, survey: Survey, tell: Callable[[int], object]) -> Iterator[tuple[int, bytes, Row | None]]:
-        for number, row in survey.walk(tell):
-            if not _has_gone(row) and not self._stays(number, row.product_id):
-                yield number, row.product_id, row
-        for number, product_id in survey.products(tell):
-            if not self._stays(number, product_id):
-                yield number, product_id, None
+    def _misplaced(self, *, is_at_rest: bool) -> Generator[tuple[int, bytes, Row | None]]:
+        """Yield (shard, product id, reservation, or None for its stock); at rest: raise if a reservation is written."""
 
-    def _heard(self) -> Survey:
-        survey = Survey(self._servers, self._settings)
-        if survey.deafness:
-            survey.close()
-            raise Trouble(
-                f"nobody would hear a checkout that still writes, without CLIENT TRACKING: {survey.deafness};"
-                " the rights of expirer-reshard in deploy/acl/expirer.acl suffice"
+        def on_keys(count: int) -> None:
+            bar.update(count)
+            if not is_at_rest:
+                return inventory.follow()
+            for _, row in inventory.changed():
+                if not _is_gone(row):
+                    name = printable(decode(row.id))
+                    raise ReshardError(f"{name} was written just now: stop the checkouts first")
+            return None
+
+        with closing(self._tracked_scan()) as inventory, self._bar("reading", 2) as bar:
+            for number, row in inventory.walk(on_keys):
+                if not _is_gone(row) and not self._stays(number, row.product_id):
+                    yield number, row.product_id, row
+            for number, product_id in inventory.products(on_keys):
+                if not self._stays(number, product_id):
+                    yield number, product_id, None
+            on_keys(0)
+
+    def _tracked_scan(self) -> InventoryScan:
+        inventory = InventoryScan(self._servers)
+        if inventory.tracking_error:
+            inventory.close()
+            raise ReshardError(
+                "without CLIENT TRACKING a checkout that still writes would not be noticed:"
+                f" {inventory.tracking_error}; the user expirer-reshard in deploy/acl/expirer.acl has the permissions"
             )
-        survey.news()  # nothing yet: it tries the right to ask
-        return survey
+        inventory.changed()  # tries the permission to ask
+        return inventory
 
     def _stays(self, number: int, product_id: bytes) -> bool:
         return self.old[number].index == self.home(product_id).index
 
-    def _is_held(self, row: Row) -> bool:
+    def _is_placed(self, row: Row) -> bool:
         return row.status == self._settings.status_active or row.score is not None or bool(row.entry)
 
     def _keys(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
-        """Yield (key, its hash tag, product id where it is a stock) of all that has to move, under whatever number."""
-        namespace = re.escape(self._settings.namespace.encode())
-        place = re.compile(
-            rb"(\{%s(?::(?:0|[1-9]\d{0,3}))?\}):(?:reservations|quarantine|reservation:.*|stock:(.*))" % namespace,
-            re.DOTALL,
-        )
-        pattern = literal(f"{{{self._settings.namespace}".encode()) + b"*"
+        """Yield (key, hash tag, product id if it is a stock) of all that has to move, under any number of shards."""
+        begin, end = shard_tag(self._settings.namespace)
+        tag = re.escape(begin[:-1]) + rb"(?::(?:0|[1-9]\d{0,3}))?" + re.escape(end)
+        place = re.compile(rb"(%s):(?:reservations|quarantine|reservation:.*|stock:(.*))" % tag, re.DOTALL)
+        pattern = literal(begin[:-1]) + b"*"
         with self._bar("finding", 1) as bar:
             for client in self._servers.each().values():
                 for keys in scan(client, pattern, bar.update):
                     yield from ((key, match[1], match[2]) for key in keys if (match := place.fullmatch(key)))
 
     def _is_no_reservation(self, key: bytes) -> bool:
-        """Say whether it is somebody's hash under the prefix of reservations, as an audit sees it."""
-        [client] = self._servers.each().values()
+        """Say whether it is a stranger's hash under the prefix of reservations, by the rule of an audit."""
+        client: Any = self._servers.shards[0].client
         if client.type(key) != b"hash":
             return False
         settings = self._settings
@@ -160,6 +169,6 @@ def _tag(keys: ShardKeys) -> bytes:
     return keys.stock_prefix.removesuffix(":stock:").encode()
 
 
-def _has_gone(row: Row) -> bool:
+def _is_gone(row: Row) -> bool:
     """Say whether it has ended and its retention is over since its name was read."""
     return row.type == "none" and row.score is None and not row.entry

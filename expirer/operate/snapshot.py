@@ -1,29 +1,26 @@
-"""What `top` looks at: one picture of all shards in a few cheap reads."""
+"""Samples all shards in a few cheap reads, for `top` and the page."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from redis import Redis
-
 from expirer.config.durations import to_ms
-from expirer.config.settings import Settings
-from expirer.connection.connect import Servers
 from expirer.contract.control import Pause
-from expirer.contract.keys import ShardKeys
-from expirer.contract.text import readable
-from expirer.operate.server import server_now
-from expirer.operate.status import ShardStatus, look_at
+from expirer.contract.numbers import integer
+from expirer.contract.shard import Shard
+from expirer.contract.text import decode
+from expirer.operate.records import read_records
+from expirer.operate.status import ShardStatus, WorkerStatus, read_status
 
 SAMPLE = 1000
-"""Reservations, those that are due first, from which the products are counted; and events, the newest."""
-_SLICE = 100
-_LONGEST_LATENESS_MS = 10_000
-"""Of the oldest overdue, beyond which a shard is not healthy: as `status` has it."""
+"""Of this many reservations, the next in the index, the products are counted; as many events are read, the newest."""
+_MAX_LATENESS_MS = 10_000
+"""As the default of `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +33,8 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """How all shards were at a moment; times are in ms, Unix ms where they are moments."""
+class Snapshot:
+    """All shards at a moment; times are in ms, Unix ms if they are moments."""
 
     now: int
     shards: list[ShardStatus]
@@ -47,9 +44,9 @@ class Picture:
     products: list[Product]
     """Most overdue first, then most held."""
     rate: float | None
-    """Expired per second since the last picture; None: this is the first."""
+    """Expired per second since the last snapshot; None: this is the first."""
     lateness: tuple[int, int] | None
-    """Median and worst of what expired since the last picture; None: nothing did."""
+    """Median and worst of what expired since the last snapshot; None: nothing did."""
 
     @property
     def active(self) -> int:
@@ -73,62 +70,67 @@ class Picture:
 
     @property
     def share(self) -> int:
-        """How many of each shard are in the sample, where it has so many."""
+        """How many reservations of each shard the sample has, at most."""
         return _share(len(self.shards))
 
     @property
     def is_partial(self) -> bool:
-        """Whether more is overdue than is in the sample: then `overdue_units` is a least."""
+        """Whether more is overdue than is in the sample: then `overdue_units` is a minimum."""
         return any(shard.overdue > self.share for shard in self.shards)
 
     @property
     def pauses(self) -> list[tuple[Pause, list[int]]]:
-        """Each pause with the shards that it holds: those that one hand paused together are one."""
-        together: dict[tuple[str, str, int | None], tuple[Pause, list[int]]] = {}
+        """Each pause or brake with its shards; shards that one person paused together share one."""
+        together: dict[tuple[str, str, int | None, bool], tuple[Pause, list[int]]] = {}
         for shard in self.shards:
             pause = shard.paused
             if pause is not None:
-                together.setdefault((pause.by, pause.reason, pause.until), (pause, []))[1].append(shard.shard)
+                name = (pause.by, pause.reason, pause.until, pause.is_brake)
+                together.setdefault(name, (pause, []))[1].append(shard.shard)
         return list(together.values())
 
     @property
-    def workers(self) -> list[dict[str, Any]]:
-        """Each worker as the shard saw it that it ticked last on; the last to tick first."""
-        latest: dict[str, dict[str, Any]] = {}
-        for shard in self.shards:
-            for worker in shard.workers:
-                if worker["last_tick"] > latest.get(worker["id"], worker)["last_tick"] or worker["id"] not in latest:
-                    latest[worker["id"]] = worker
-        return sorted(latest.values(), key=lambda worker: -worker["last_tick"])
+    def workers(self) -> list[WorkerStatus]:
+        """Each worker as its last tick, on whichever shard, has it: the live ones first, then the gone."""
+        known = (worker for shard in self.shards for worker in (*shard.workers, *shard.gone))
+        latest = {worker.id: worker for worker in sorted(known, key=lambda worker: worker.last_tick)}
+        return sorted(latest.values(), key=lambda worker: (not worker.is_live, -worker.last_tick))
+
+    @property
+    def gone_count(self) -> int:
+        """Workers that are not live on a shard: the most that any shard has."""
+        return max(shard.gone_count for shard in self.shards)
 
 
-class Camera:
-    """Takes one picture after the other; each raises RedisError where Redis fails."""
+class Sampler:
+    """Takes one snapshot after the other, and knows what happened between two."""
 
-    def __init__(self, servers: Servers, settings: Settings) -> None:
-        self._settings = settings
-        self._shards = list(((shard.client, shard.keys) for shard in servers.shards))
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self._settings = shards[0].settings
         self._expired: tuple[int, float] | None = None
-        """The total of the last picture, and when it was taken (monotonic seconds)."""
+        """The total of the last snapshot, and when it was taken (monotonic seconds)."""
         self._last_events: dict[str, bytes] = {}
 
-    def take(self) -> Picture:
-        """Look at every shard once."""
-        now = server_now(self._shards[0][0], self._settings)
-        held: Counter[str] = Counter()
-        overdue: Counter[str] = Counter()
+    def sample(self) -> Snapshot:
+        """Read every shard once; raise RedisError if Redis fails."""
+        held: Counter[bytes] = Counter()
+        overdue: Counter[bytes] = Counter()
         late_ms: list[int] = []
         sampled = 0
-        for client, keys in self._shards:
-            sampled += self._count_products(client, keys, now, held, overdue)
-            late_ms += self._lateness(client, keys)
-        shards = [
-            look_at(client, self._settings, number, keys, _LONGEST_LATENESS_MS, counted=0)
-            for number, (client, keys) in enumerate(self._shards)
-        ]
-        products = [Product(id_, units, overdue[id_]) for id_, units in held.items()]
-        return Picture(
-            now=now,
+        shards = []
+        for shard in self._shards:
+            shards.append(read_status(shard, _MAX_LATENESS_MS, counted=0))
+            cutoff = float(shard.cutoff(shards[-1].now))
+            for row in read_records(shard, _share(len(self._shards))):
+                sampled += 1
+                if row.product_id and row.units:
+                    held[row.product_id] += row.units
+                    overdue[row.product_id] += row.units * (row.score < cutoff)
+            late_ms += self._lateness(shard)
+        products = [Product(decode(id_), units, overdue[id_]) for id_, units in held.items()]
+        return Snapshot(
+            now=shards[0].now,
             shards=shards,
             overdue_units=overdue.total(),
             sampled=sampled,
@@ -137,41 +139,21 @@ class Camera:
             lateness=(round(median(late_ms)), max(late_ms)) if late_ms else None,
         )
 
-    def _count_products(
-        self, client: Redis, keys: ShardKeys, now: int, held: Counter[str], overdue: Counter[str]
-    ) -> int:
-        settings = self._settings
-        cutoff = (now - to_ms(settings.grace)) / settings.unit_ms
-        entries: Any = client.zrange(keys.index, 0, _share(len(self._shards)) - 1, withscores=True)
-        for start in range(0, len(entries), _SLICE):
-            some = entries[start : start + _SLICE]
-            with client.pipeline(transaction=False) as pipe:
-                for id_, _ in some:
-                    key: Any = keys.reservation_prefix.encode() + id_
-                    pipe.hmget(key, [settings.field_product_id, settings.field_quantity])
-                rows = pipe.execute(raise_on_error=False)
-            for (_, score), row in zip(some, rows, strict=True):
-                product_id, quantity = row if isinstance(row, list) else (None, None)
-                if product_id and quantity and quantity.isdigit():
-                    name = readable(product_id)
-                    held[name] += int(quantity)
-                    overdue[name] += int(quantity) * (score < cutoff)
-        return len(entries)
-
-    def _lateness(self, client: Redis, keys: ShardKeys) -> list[int]:
+    def _lateness(self, shard: Shard) -> list[int]:
         if not self._settings.events_maxlen:
             return []
-        last = self._last_events.get(keys.events)
+        name = shard.keys.events
+        last = self._last_events.get(name)
         since: Any = b"-" if last is None else b"(" + last
-        events: Any = client.xrevrange(keys.events, "+", since, count=1 if last is None else SAMPLE)
+        events: Any = shard.client.xrevrange(name, "+", since, count=1 if last is None else SAMPLE)
         if events:
-            self._last_events[keys.events] = events[0][0]
+            self._last_events[name] = events[0][0]
         if last is None:
-            self._last_events.setdefault(keys.events, b"0-0")
+            self._last_events.setdefault(name, b"0-0")
             return []
         grace_ms = to_ms(self._settings.grace)
-        times = [(fields.get(b"expired_at", b""), fields.get(b"expires_at", b"")) for _, fields in events]
-        return [int(at) - int(due) - grace_ms for at, due in times if at.isdigit() and due.isdigit()]
+        times = ((integer(row.get(b"expired_at"), 0), integer(row.get(b"expires_at"), 0)) for _, row in events)
+        return [max(at - due - grace_ms, 0) for at, due in times if at is not None and due is not None]
 
     def _rate(self, expired: int) -> float | None:
         before, self._expired = self._expired, (expired, time.monotonic())

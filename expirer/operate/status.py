@@ -1,133 +1,188 @@
-"""Looks at every shard in a few cheap reads, and says whether expiry is healthy."""
+"""Reads the state of every shard in a few cheap commands, and says whether expiry is healthy."""
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from expirer.config.durations import to_ms
+from expirer.config.durations import LONGEST, to_ms
 from expirer.config.settings import Settings
 from expirer.connection.errors import PRIMARY, describe
-from expirer.contract import control
-from expirer.contract.clock import unix_ms
+from expirer.contract import about, control
+from expirer.contract.clock import unix_ms, worker_clock
 from expirer.contract.control import Control, Pause
-from expirer.contract.keys import ShardKeys
-from expirer.contract.text import readable
-from expirer.operate.server import count_overdue, is_live, redis_or_say, server_now
-from expirer.operate.terminal import shown, shown_pause, shown_time
+from expirer.contract.numbers import integer
+from expirer.contract.shard import Shard
+from expirer.contract.text import decode, printable
+from expirer.operate.output import write_json
+from expirer.operate.records import read_records
+from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import format_pause, format_time
 
+HEALTHY, PAUSED = "healthy", "paused"
+"""States without a problem."""
+NO_LIVE_WORKER, BRAKED, TOO_OLD = "no live worker", "braked", "the oldest overdue is too old"
+"""Problems."""
+TOTALS = ("expired", "units", "skipped", "rescheduled", "quarantined", "batches")
+"""Running totals of a shard; quarantined also by reason, as `quarantined:<reason>`."""
 _COUNTED = 10_000
-"""Units of so many overdue reservations are summed, the oldest; more would be a scan."""
-_SLICE = 100
+"""Of at most this many overdue reservations, the oldest, the units are summed; more would be a scan."""
+_TRIED = 100
+"""Entries, the next in the index, whose time to live is read."""
+_MARGIN_MS = 60_000
+"""A reservation that stays this much longer than its hold is expired before Redis deletes it."""
+_GONE = 3
+"""Gone workers that are named, the last to tick; each run of a CronJob leaves one for a day."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker last said of itself on one shard."""
+
+    id: str
+    last_tick: int
+    """Unix ms."""
+    version: str | None
+    skew_ms: int | None
+    """How far the server is ahead of it."""
+    is_live: bool
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Its settings, too, in which all workers must agree."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """What one shard looks like; times and ages are in ms, Unix ms where they are moments."""
+    """One shard at one moment; times and ages are in ms, Unix ms if they are moments."""
 
     shard: int
-    active: int
-    overdue: int
-    oldest_overdue_ms: int
+    active: int = 0
+    overdue: int = 0
+    oldest_overdue_ms: int = 0
     """Age of the oldest; 0: nothing is overdue."""
-    overdue_units: int
+    overdue_units: int = 0
     """Of the oldest 10,000 overdue at most."""
-    next_expires_at: int | None
-    quarantined: int
-    paused: Pause | None
-    workers: list[dict[str, Any]]
-    """The last to tick first: `id`, `last_tick`, `version`, and `skew_ms`: how far the server is ahead of it."""
-    totals: dict[str, int]
-    problems: list[str]
+    next_expires_at: int | None = None
+    """Of the first that is not due yet."""
+    quarantined: int = 0
+    paused: Pause | None = None
+    """What stops expiry: a person's pause while it lasts, else the brake."""
+    workers: Sequence[WorkerStatus] = ()
+    """The live ones, the last to tick first."""
+    totals: Mapping[str, int] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+    gone: Sequence[WorkerStatus] = ()
+    """The last to tick of those that are not live."""
+    gone_count: int = 0
+    never_due: int = 0
+    """Entries of the index whose time is more than a century ahead."""
+    now: int = 0
+    """The time that decided what is due."""
+    skew_ms: int = 0
+    """How far `now` is ahead of this machine's clock."""
+
+    @property
+    def state(self) -> str:
+        """The problems, and whether a person has paused the shard; `healthy` without either."""
+        is_paused = self.paused is not None and not self.paused.is_brake
+        return "; ".join([*self.problems, *[PAUSED] * is_paused]) or HEALTHY
 
 
 def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int:
-    """Print the state of every shard; return 0 where all are healthy, else 1."""
-    with redis_or_say(settings) as servers:
-        shards, skew_ms = [], 0
+    """Print the state of every shard; return 0 if all are healthy, else 1."""
+    with reporting_errors(settings) as servers:
+        shards = []
         for shard in servers.shards:
-            number, client, keys = shard.number, shard.client, shard.keys
             try:
-                here = time.time_ns() // 1_000_000
-                skew_ms = server_now(client, settings) - here
-                shards.append(look_at(client, settings, number, keys, to_ms(max_lateness)))
+                seen = read_status(shard, to_ms(max_lateness))
+                problems = [*seen.problems, *_vanishing(shard, seen.now)]
+                shards.append(replace(seen, problems=problems))
             except (RedisError, OSError) as error:
-                if servers.cluster is None:
+                if not settings.redis_cluster:
                     raise
-                shards.append(_unknown(number, f"no answer: {describe(error, settings)}"))  # the others may be well
+                problem = f"no answer: {describe(error, settings)}"  # the other primaries may be well
+                shards.append(ShardStatus(shard.number, problems=[problem]))
         is_healthy = not any(shard.problems for shard in shards)
+        skew_ms = max((shard.skew_ms for shard in shards), key=abs)
         if as_json:
-            whole = {"healthy": is_healthy, "clock_skew_ms": skew_ms, "shards": [asdict(shard) for shard in shards]}
-            sys.stdout.write(json.dumps(whole) + "\n")
+            rows = [{"state": shard.state, **asdict(shard)} for shard in shards]
+            write_json({"healthy": is_healthy, "clock_skew_ms": skew_ms, "shards": rows})
         else:
             sys.stdout.writelines(f"{line}\n" for line in _lines(shards, skew_ms))
         return 0 if is_healthy else 1
     return 1
 
 
-def look_at(  # noqa: PLR0913, PLR0917  # one shard, and what is asked of it
-    client: Redis, settings: Settings, number: int, keys: ShardKeys, max_lateness_ms: int, counted: int = _COUNTED
-) -> ShardStatus:
-    """Look at one shard; sum the units of so many overdue at most. RedisError where Redis fails."""
-    now = server_now(client, settings)
-    overdue = count_overdue(client, settings, keys, now)
-    oldest: Any = client.zrange(keys.index, 0, 0, withscores=True)
-    after: Any = client.zrange(keys.index, overdue, overdue, withscores=True)
-    unit_ms = settings.unit_ms
-    grace_ms = to_ms(settings.grace)
-    age = now - grace_ms - unix_ms(oldest[0][1], unit_ms) if overdue and oldest else 0
-    pause = Control.read(client.hmget(keys.control, control.FIELDS)).pause  # type: ignore[arg-type]
-    if pause is not None and pause.until is not None and pause.until <= now:
-        pause = None
-    workers = _workers(client, keys)
-    totals: Any = client.hgetall(keys.stats)
-    problems = []
-    if not any(is_live(settings, worker["last_tick"], now) for worker in workers):
-        problems.append("no live worker")
-        if _is_replica(client):
+def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> ShardStatus:
+    """Read one shard; sum the units of `counted` overdue reservations at most. RedisError if Redis fails."""
+    settings, keys = shard.settings, shard.keys
+    here = int(worker_clock())
+    now = shard.now()
+    cutoff = shard.cutoff(now)
+    far = (now + to_ms(LONGEST)) / settings.unit_ms
+    with shard.client.pipeline() as pipe:
+        pipe.zcard(keys.index)
+        pipe.zcount(keys.index, "-inf", f"({cutoff}")
+        pipe.zcount(keys.index, f"{far:.0f}", "+inf")
+        pipe.zrange(keys.index, 0, 0, withscores=True)
+        pipe.zrangebyscore(keys.index, cutoff, "+inf", 0, 1, withscores=True)
+        pipe.hmget(keys.control, list(control.FIELDS))
+        pipe.zrange(keys.workers, 0, -1, withscores=True)
+        pipe.hgetall(keys.about)
+        pipe.hgetall(keys.stats)
+        pipe.hlen(keys.quarantine)
+        active, overdue, never_due, oldest, after, row, ticks, abouts, totals, quarantined = pipe.execute()
+    age = now - to_ms(settings.grace) - unix_ms(oldest[0][1], settings.unit_ms) if overdue else 0
+    state = Control.read(row)
+    workers = [_worker(shard, now, tick, abouts) for tick in reversed(ticks)]
+    live = [worker for worker in workers if worker.is_live]
+    gone = [worker for worker in workers if not worker.is_live]
+    problems = about.disagreements(worker.about for worker in live)
+    if not live:
+        problems.append(NO_LIVE_WORKER)
+        if _is_replica(shard.client):
             problems.append(f"this is a replica: {PRIMARY}")
-    if pause is not None and pause.is_brake:
-        problems.append("the brake holds")
-    if pause is None and age > max_lateness_ms:
-        problems.append("the oldest overdue is too old")
+    if state.brake is not None:
+        problems.append(BRAKED)
+    if state.halt(now) is None and age > max_lateness_ms:
+        problems.append(TOO_OLD)
     return ShardStatus(
-        shard=number,
-        active=client.zcard(keys.index),
+        shard=shard.number,
+        active=active,
         overdue=overdue,
         oldest_overdue_ms=age,
-        overdue_units=_units(client, settings, keys, min(overdue, counted)),
-        next_expires_at=unix_ms(after[0][1], unit_ms) if after else None,
-        quarantined=client.hlen(keys.quarantine),
-        paused=pause,
-        workers=workers,
-        totals={name.decode(): int(value) for name, value in totals.items() if value.isdigit()},
+        overdue_units=sum(row.units for row in read_records(shard, min(overdue, counted)) if row.score < float(cutoff)),
+        next_expires_at=unix_ms(after[0][1], settings.unit_ms) if after else None,
+        quarantined=quarantined,
+        paused=state.halt(now),
+        workers=live,
+        totals=_totals(totals),
         problems=problems,
+        gone=gone[:_GONE],
+        gone_count=len(gone),
+        never_due=never_due,
+        now=now,
+        skew_ms=now - here,
     )
 
 
-def _unknown(number: int, problem: str) -> ShardStatus:
-    return ShardStatus(
-        shard=number,
-        active=0,
-        overdue=0,
-        oldest_overdue_ms=0,
-        overdue_units=0,
-        next_expires_at=None,
-        quarantined=0,
-        paused=None,
-        workers=[],
-        totals={},
-        problems=[problem],
-    )
+def _vanishing(shard: Shard, now: int) -> list[str]:
+    """Return a problem if Redis deletes reservations, by their time to live, about when they fall due."""
+    rows = list(read_records(shard, _TRIED))
+    with suppress(ResponseError), shard.client.pipeline(transaction=False) as pipe:  # without the right nobody knows
+        for row in rows:
+            pipe.pttl(shard.keys.reservation_prefix.encode() + row.id)
+        late_ms = to_ms(shard.settings.grace) + _MARGIN_MS
+        lasts = zip(rows, pipe.execute(), strict=True)
+        if count := sum(0 < ttl < max(row.expires_at - now, 0) + late_ms for row, ttl in lasts):
+            return [f"Redis deletes {count} of the next {len(rows)} reservations when they fall due: raise their TTL"]
+    return []
 
 
 def _is_replica(client: Redis) -> bool:
@@ -137,64 +192,50 @@ def _is_replica(client: Redis) -> bool:
     return False
 
 
-def _workers(client: Redis, keys: ShardKeys) -> list[dict[str, Any]]:
-    ticks: Any = client.zrange(keys.workers, 0, -1, withscores=True)
-    about: Any = client.hgetall(keys.about)
-    workers = []
-    for id_, last in reversed(ticks):
-        said = dict(re.findall(r"(\w+)=(\S+)", readable(about.get(id_, b""))))
-        skew_ms = said.get("skew_ms", "")
-        workers.append(
-            {
-                "id": shown(readable(id_)),
-                "last_tick": unix_ms(last, 1),
-                "version": shown(said["version"]) if "version" in said else None,
-                "skew_ms": int(skew_ms) if re.fullmatch(r"-?\d{1,15}", skew_ms) else None,
-            }
-        )
-    return workers
+def _worker(shard: Shard, now: int, tick: tuple[bytes, float], abouts: Mapping[bytes, bytes]) -> WorkerStatus:
+    id_, last_tick = tick
+    words = about.parse(abouts.get(id_, b""))
+    skew_ms, is_live = integer(words.get("skew_ms")), shard.is_live(last_tick, now)
+    return WorkerStatus(decode(id_), unix_ms(last_tick, 1), words.get("version"), skew_ms, is_live, words)
 
 
-def _units(client: Redis, settings: Settings, keys: ShardKeys, count: int) -> int:
-    """Sum the quantities of the oldest so many; what is no number, quarantine will tell of."""
-    units = 0
-    for start in range(0, count, _SLICE):
-        ids: Any = client.zrange(keys.index, start, min(start + _SLICE, count) - 1)
-        with client.pipeline(transaction=False) as pipe:
-            for id_ in ids:
-                pipe.hmget(keys.reservation_prefix.encode() + id_, [settings.field_quantity])
-            rows = pipe.execute(raise_on_error=False)
-        units += sum(int(row[0]) for row in rows if isinstance(row, list) and row[0] and row[0].isdigit())
-    return units
+def _totals(row: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Read the running totals; the hash also has the bookkeeping of the script."""
+    known = ((decode(name), integer(value, least=0)) for name, value in row.items())
+    return {name: total for name, total in known if total is not None and name.partition(":")[0] in TOTALS}
 
 
-def _lines(shards: list[ShardStatus], skew_ms: int) -> list[str]:
-    lines = []
+def _lines(shards: Sequence[ShardStatus], skew_ms: int) -> Iterator[str]:
     for shard in shards:
         age_s = shard.oldest_overdue_ms / 1000
         more = "" if shard.overdue <= _COUNTED else f" in the oldest {_COUNTED:,}"
-        lines += [
-            f"shard {shard.shard}: {'; '.join(shard.problems) or 'healthy'}",
-            f"  active       {shard.active:,}",
-            f"  overdue      {shard.overdue:,}, {shard.overdue_units:,} units{more}, the oldest for {age_s:,.3f} s",
-            f"  next expiry  {'none' if shard.next_expires_at is None else shown_time(shard.next_expires_at)}",
-            f"  quarantined  {shard.quarantined:,}",
-            f"  paused       {'no' if shard.paused is None else shown_pause(shard.paused)}",
-            f"  totals       {', '.join(f'{name} {total:,}' for name, total in shard.totals.items()) or 'none'}",
-        ]
-        lines += [f"  worker       {_shown_worker(worker)}" for worker in shard.workers]
+        label = "braked" if shard.paused is not None and shard.paused.is_brake else "paused"
+        totals = ", ".join(f"{printable(name)} {total:,}" for name, total in shard.totals.items())
+        yield f"shard {shard.shard}: {printable(shard.state)}"
+        yield f"  active       {shard.active:,}"
+        yield f"  overdue      {shard.overdue:,}, {shard.overdue_units:,} units{more}, the oldest for {age_s:,.3f} s"
+        yield f"  next expiry  {'none' if shard.next_expires_at is None else format_time(shard.next_expires_at)}"
+        if shard.never_due:
+            yield f"  never due    {shard.never_due:,}, with a time more than a century ahead"
+        yield f"  quarantined  {shard.quarantined:,}"
+        yield f"  {label}       {'no' if shard.paused is None else format_pause(shard.paused)}"
+        yield f"  totals       {totals or 'none'}"
+        yield from (f"  worker       {_worker_line(worker)}" for worker in shard.workers)
+        yield from (f"  gone worker  {_worker_line(worker)}" for worker in shard.gone)
+        if shard.gone_count > len(shard.gone):
+            yield f"               and {shard.gone_count - len(shard.gone):,} more that have gone"
     if len(shards) > 1:
         overdue, units = sum(shard.overdue for shard in shards), sum(shard.overdue_units for shard in shards)
         oldest = max(shard.oldest_overdue_ms for shard in shards)
-        lines.append(
+        yield (
             f"all: {sum(shard.active for shard in shards):,} active; {overdue:,} overdue, {units:,} units,"
             f" the oldest for {oldest / 1000:,.3f} s; {sum(shard.quarantined for shard in shards):,} quarantined"
         )
-    lines.append(f"clock: the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine")
-    return lines
+    yield f"clock: the server is {abs(skew_ms):,} ms {'ahead of' if skew_ms >= 0 else 'behind'} this machine"
 
 
-def _shown_worker(worker: dict[str, Any]) -> str:
-    skew_ms = worker["skew_ms"]
+def _worker_line(worker: WorkerStatus) -> str:
+    skew_ms = worker.skew_ms
     clock = "" if skew_ms is None else f", its clock {abs(skew_ms):,} ms {'behind' if skew_ms >= 0 else 'ahead'}"
-    return f"{worker['id']}, version {worker['version'] or '?'}, last tick {shown_time(worker['last_tick'])}{clock}"
+    version = printable(worker.version or "?")
+    return f"{printable(worker.id)}, version {version}, last tick {format_time(worker.last_tick)}{clock}"

@@ -9,16 +9,22 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 from redis.exceptions import RedisError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.connection.errors import describe, location
-from expirer.operate.screen import HEALTHY, STATE_ROW, View, lines
-from expirer.operate.snapshot import Camera
-from expirer.operate.terminal import shown
+from expirer.contract.text import printable
+from expirer.operate.screen import STATE_ROW, Page, lines
+from expirer.operate.snapshot import Sampler, Snapshot
+from expirer.operate.status import HEALTHY
+
+try:
+    import curses
+except ImportError:  # not every build of Python has it
+    curses = None  # type: ignore[assignment]
 
 _PERIOD_S = 1.0
 _KEY_MS = 100
@@ -26,25 +32,23 @@ _KEY_MS = 100
 
 def top(settings: Settings) -> int:
     """Draw until q; return the exit code."""
-    try:
-        import curses  # noqa: PLC0415  # not every build of Python has it
-    except ImportError:
+    if curses is None:
         return _refuse("this Python has no curses")
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         return _refuse("top needs a terminal")
-    with suppress(locale.Error):  # a login from afar brings locales that this host may lack; ASCII will do
+    with suppress(locale.Error):  # a remote login may bring a locale that this host lacks; ASCII will do
         locale.setlocale(locale.LC_ALL, "")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    view = View(location(settings), has_events=settings.events_maxlen > 0)
-    camera = Camera(connect_all(settings), settings)
+    page = Page(location(settings), has_events=settings.events_maxlen > 0)
+    sampler = Sampler(connect_all(settings).shards)
     lock = threading.Lock()
     try:
         curses.setupterm()
         if not curses.tigetstr("cup"):
             return _refuse_terminal("it cannot move its cursor")
-        # A thread of its own: a server that hangs must not hold the keyboard.
-        threading.Thread(target=_watch, args=(view, lock, camera, settings), daemon=True).start()
-        curses.wrapper(_draw, view, lock)
+        # A thread of its own: a server that hangs must not block the keyboard.
+        threading.Thread(target=_watch, args=(page, lock, sampler, settings), daemon=True).start()
+        curses.wrapper(_draw, page, lock)
     except curses.error as error:
         return _refuse_terminal(str(error))
     return 0
@@ -55,7 +59,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _refuse_terminal(why: str) -> int:
-    return _refuse(f"this terminal (TERM={shown(os.environ.get('TERM', ''))}) cannot show it: {why}")
+    return _refuse(f"this terminal (TERM={printable(os.environ.get('TERM', ''))}) cannot show it: {why}")
 
 
 def _refuse(why: str) -> int:
@@ -63,26 +67,23 @@ def _refuse(why: str) -> int:
     return 1
 
 
-def _watch(view: View, lock: threading.Lock, camera: Camera, settings: Settings) -> None:
+def _watch(page: Page, lock: threading.Lock, sampler: Sampler, settings: Settings) -> None:
     while True:
         began_at = time.monotonic()
+        seen: Snapshot | str
         try:
-            picture = camera.take()
-        except Exception as error:  # noqa: BLE001  # without this thread the last picture would pass for the present
+            seen = sampler.sample()
+        except Exception as error:  # noqa: BLE001  # without this thread the last snapshot would pass for the present
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
-            with lock:
-                view.error = f"{name}{describe(error, settings)}"
-        else:
-            with lock:
-                view.add(picture)
+            seen = f"{name}{describe(error, settings)}"
+        with lock:
+            page.add(seen)
         took_s = time.monotonic() - began_at
-        # A picture of many shards takes long; the server rests as long as it worked, up to a period.
+        # A snapshot of many shards takes long; then the server rests as long as it worked, up to a period.
         time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
 
-def _draw(screen: Any, view: View, lock: threading.Lock) -> None:  # noqa: ANN401  # curses names no type
-    import curses  # noqa: PLC0415
-
+def _draw(screen: curses.window, page: Page, lock: threading.Lock) -> None:
     encoding = locale.getencoding()
     is_unicode = "utf" in encoding.lower()
     with suppress(curses.error):
@@ -93,7 +94,7 @@ def _draw(screen: Any, view: View, lock: threading.Lock) -> None:  # noqa: ANN40
     while screen.getch() not in (ord("q"), ord("Q")) and _is_terminal(sys.stdin):
         height, width = screen.getmaxyx()
         with lock:
-            all_lines = lines(view, width, height, is_unicode=is_unicode)
+            all_lines = lines(page, width, height, is_unicode=is_unicode)
         screen.erase()
         for row, line in enumerate(all_lines):
             is_alarm = row == STATE_ROW and line != HEALTHY[:width]

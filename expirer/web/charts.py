@@ -1,4 +1,4 @@
-"""The curves of the last hour: as SVG paths, and in words."""
+"""The curves of the last hour, as SVG paths and in words."""
 
 from __future__ import annotations
 
@@ -8,16 +8,32 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from expirer.web.format import figure, moment, span
-from expirer.web.history import HOUR_MS, PERIOD_MS, Point
 
+PERIOD_MS = 10_000
+HOUR_MS = 3_600_000
+_SECOND_MS = 1000
 WIDTH, HEIGHT = 360, 100
-"""Of a drawing, in units of its own: one column for each point."""
+"""Of a drawing, in SVG units: one column for each point."""
 _LONGEST_STEP_MS = 3 * PERIOD_MS
-"""Between two points; what is longer is a gap, in which nobody knows how it was."""
+"""Between two points; a longer one is a gap, of which nothing is known."""
 _LEAST_HEIGHT = 2
-"""Of what is more than nothing."""
+"""Of a value above 0."""
 _MOST_DECADES = 6
-"""That have a mark each."""
+"""With a mark each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """How all shards were at a moment."""
+
+    at: int
+    """Unix ms by this machine's clock."""
+    overdue: int
+    lateness: tuple[int, int] | None
+    """Median and worst in ms of what expired since the point before; None: nothing did."""
+    rate: float | None
+    """Expired per second since the point before; None: there is none."""
+
 
 _Value = Callable[[Point], float | None]
 _Run = list[tuple[int, float]]
@@ -25,7 +41,7 @@ _Run = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The paths of one value: its edge, and what is below."""
+    """The paths of one value: its edge, and the area below."""
 
     name: str
     edge: str
@@ -34,7 +50,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How high a value stands, as a share of the whole; and marks at equal distances, the highest first."""
+    """The height of a value as a share of the whole, and marks at equal distances, the highest first."""
 
     share: Callable[[float], float]
     marks: tuple[str, ...]
@@ -51,7 +67,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One drawing, and what it says."""
+    """One drawing, and its text."""
 
     name: str
     title: str
@@ -85,7 +101,7 @@ class _Plot:
         name: str,
         title: str,
         scale: Callable[[float], Scale],
-        shown: Callable[[float], str],
+        format_: Callable[[float], str],
         **values: _Value,
     ) -> Chart:
         """Draw values of each point; the first is the largest."""
@@ -94,7 +110,7 @@ class _Plot:
         most, at = max(known, default=(0.0, 0))
         words = "No figures." if not self._points else "Nothing expired." if not known else "0 throughout."
         if most:
-            words = f"Last {shown(known[-1][0])}, at most {shown(most)} at {moment(at, self._now)}."
+            words = f"Last {format_(known[-1][0])}, at most {format_(most)} at {moment(at, self._now)}."
         drawn = scale(most)
         return Chart(
             name=name,
@@ -106,7 +122,7 @@ class _Plot:
         )
 
     def _curve(self, name: str, value: _Value, scale: Scale) -> Curve:
-        """Draw steps: a value is that of the time before its point."""
+        """Draw steps: a value counts for the time before its point."""
         edges, areas = [], []
         for run in self._runs(value):
             start = f"{max(self._x(run[0][0] - PERIOD_MS), 0):.1f}"
@@ -116,7 +132,7 @@ class _Plot:
         return Curve(name, "".join(edges), "".join(areas))
 
     def _runs(self, value: _Value) -> Iterator[_Run]:
-        """Yield what is known without a gap: when and what."""
+        """Yield the runs of known values that have no gap."""
         run: _Run = []
         for point in self._points:
             known = value(point)
@@ -149,12 +165,16 @@ def _decades(most: float) -> Scale:
     decades = max(math.ceil(math.log10(max(most, 1))), 1)
     step = math.ceil(decades / _MOST_DECADES)
     decades += -decades % step
-    marks = (f"{10**power:,} ms" if power < 3 else f"{10 ** (power - 3):,} s" for power in range(decades, -1, -step))  # noqa: PLR2004
-    return Scale(lambda ms: math.log10(max(ms, 1)) / decades, tuple(marks))
+    marks = tuple(_decade_mark(10**power) for power in range(decades, -1, -step))
+    return Scale(lambda ms: math.log10(max(ms, 1)) / decades, marks)
 
 
 def _mark(value: float) -> str:
     return figure(value) if value >= 1 else f"{value:g}"
+
+
+def _decade_mark(ms: int) -> str:
+    return f"{ms:,} ms" if ms < _SECOND_MS else f"{ms // _SECOND_MS:,} s"
 
 
 def _ms(value: float) -> str:

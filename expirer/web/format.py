@@ -1,21 +1,23 @@
-"""How figures, times and strangers' texts stand on the page."""
+"""Formats figures, times and strangers' texts for the page."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-from expirer.operate.terminal import shown, shown_time
+from expirer.contract.text import printable
+from expirer.operate.terminal import format_time
 
 _SECOND = 1000
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", _SECOND))
 _LONGEST = 120
+_LEAST_WHOLE = 100
 _FIXED = "\N{NO-BREAK SPACE}"
 
 
 def cut(text: str, longest: int = _LONGEST) -> str:
-    """Return a stranger's text, visible to the last letter, or as much of it as anybody would read."""
-    visible = shown(text[: longest + 1])
+    """Return a stranger's text without control characters, cut to a length that people read."""
+    visible = printable(text[: longest + 1])
     return visible if len(visible) <= longest else f"{visible[: longest - 1]}…"
 
 
@@ -28,11 +30,12 @@ def span(ms: int) -> str:
 
 
 def moment(at: int, now: int) -> str:
-    """Return a time to the second; its date only where that is not today's."""
-    text, today = shown_time(at), shown_time(now)[:11]
+    """Return a time to the second; its date only if that is not today's."""
+    text, today = format_time(at), format_time(now)[:11]
     return re.sub(r"(\.\d+)? (?=\w+$)", _FIXED, text).removeprefix(today)
 
 
 def figure(value: float) -> str:
-    """Return a number as people read it; a fraction only where it is small."""
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.1f}"  # noqa: PLR2004
+    """Return a number as people read it; a small one with a fraction, if it has one."""
+    is_whole = isinstance(value, int) or value >= _LEAST_WHOLE or value.is_integer()
+    return f"{round(value):,}" if is_whole else f"{value:,.1f}"

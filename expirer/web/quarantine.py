@@ -11,13 +11,12 @@ from redis.exceptions import ResponseError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import describe, lacks_right
-from expirer.contract.keys import shard_keys
+from expirer.connection.errors import describe
 from expirer.contract.reasons import parsed
-from expirer.contract.text import readable
+from expirer.contract.text import decode
 from expirer.operate.status import ShardStatus
 
-SHOWN = 20
+ROWS = 20
 _COUNTED = 1000
 """Entries of all shards together that are read."""
 _SLICE = 100
@@ -35,36 +34,34 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """The newest 20 of the entries that were read, and how many of those there are of each reason."""
+    """The newest 20 of the entries that were read, and how many of them have each reason."""
 
     entries: tuple[Entry, ...] = ()
     reasons: tuple[tuple[str, int], ...] = ()
-    """The most first."""
+    """The most frequent first."""
     counted: int = 0
     error: str = ""
-    """Why nothing of it could be read."""
-    lacks_right: bool = False
-    """Whether that is for want of a right."""
+    """Why no entry could be read."""
 
 
-def look(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) -> Quarantine:
-    """Read up to 1,000 entries, an equal share of each shard that has some; RedisError where Redis fails.
+def read_quarantine(servers: Servers, settings: Settings, shards: Sequence[ShardStatus]) -> Quarantine:
+    """Read up to 1,000 entries, an equal share of each shard that has some; RedisError if Redis fails.
 
-    A server that refuses, because HSCAN is not among the rights, hides the entries and nothing else.
+    A server that refuses HSCAN hides the entries and nothing else.
     """
-    keys = shard_keys(settings)
     numbers = [shard.shard for shard in shards if shard.quarantined]
     entries = []
     try:
         for number in numbers:
-            scan = servers.shards[number].client.hscan_iter(keys[number].quarantine, count=_SLICE)
+            shard = servers.shards[number]
+            scan = shard.client.hscan_iter(shard.keys.quarantine, count=_SLICE)
             for id_, value in islice(scan, max(_COUNTED // len(numbers), 1)):
                 known = parsed(value)
-                entries.append(Entry(readable(id_), known["reason"], known["at"]))
+                entries.append(Entry(decode(id_), known["reason"], known["at"]))
     except ResponseError as error:
-        return Quarantine(error=describe(error, settings), lacks_right=lacks_right(error))
+        return Quarantine(error=describe(error, settings))
     return Quarantine(
-        entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:SHOWN]),
+        entries=tuple(sorted(entries, key=lambda entry: (-(entry.since or 0), entry.id))[:ROWS]),
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),
         counted=len(entries),
     )

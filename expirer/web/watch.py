@@ -1,85 +1,108 @@
-"""Looks at Redis every few seconds, whether anybody looks at the page or not."""
+"""Reads Redis every ten seconds, so that no request has to."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field, replace
 
 from redis.exceptions import RedisError
+from structlog.typing import FilteringBoundLogger
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import describe, lacks_right
-from expirer.operate.snapshot import Camera, Picture
-from expirer.web.history import PERIOD_MS, History
-from expirer.web.page import View
-from expirer.web.probes import refused_keys
-from expirer.web.quarantine import Quarantine, look
-from expirer.worker.events import RightsJournal
+from expirer.connection.errors import describe, redact
+from expirer.operate.snapshot import Sampler, Snapshot
+from expirer.web.charts import HOUR_MS, PERIOD_MS, Point
+from expirer.web.metrics import Figures, read_figures
+from expirer.web.quarantine import Quarantine, read_quarantine
 
 _PERIOD_S = PERIOD_MS / 1000
+_STALE_MS = 3 * PERIOD_MS
+"""What was read longer ago is not the present."""
+_STUCK_S = 300.0
+"""Every read ends by a time-out long before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is known of the inventory; moments are Unix ms by this machine's clock."""
+
+    at: int
+    """When the snapshot was taken; before the first one, when the watch began."""
+    snapshot: Snapshot | None = None
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    """As it was at that snapshot."""
+    points: tuple[Point, ...] = ()
+    """Of the last hour, the oldest first."""
+    error: str = ""
+    """Why there is no newer snapshot, without secrets."""
+
+    def is_old(self, now: int) -> bool:
+        """Say whether the snapshot is not the present: an error says so, or Redis hangs."""
+        return bool(self.error) or now - self.at > _STALE_MS
 
 
 class Watch:
-    """Keeps the last picture, what was before, and why there is no newer one.
+    """Keeps what was read last. One thread reads; any thread may look, and never waits for Redis."""
 
-    One thread looks; any thread may ask for the view, which never waits for Redis.
-    """
-
-    def __init__(self, servers: Servers, settings: Settings, worker: str) -> None:
+    def __init__(self, servers: Servers, settings: Settings, log: FilteringBoundLogger) -> None:
         self._servers = servers
         self._settings = settings
-        self._worker = worker
-        self._camera = Camera(servers, settings)
-        self._history = History()
-        self._seen: tuple[Picture | None, Quarantine, str, int] = (None, Quarantine(), "", _now())
-        """The last picture, the quarantine then, the error since, and when that picture was taken, or the start."""
-        self.missing_right = ""
-        """Which right Redis refused at the last look that it answered; empty: none."""
+        self._log = log
+        self._sampler = Sampler(servers.shards)
+        self._figures = Figures()
+        self._read_s = time.monotonic()
+        """When the figures were read, or the watch began, monotonic seconds."""
+        self.reading = Reading(now_ms())
 
-    def look(self) -> None:
-        """Look once; raise nothing, or the last picture would pass for the present."""
+    def read(self) -> None:
+        """Read Redis once; raise nothing, or the last reading would pass for the present."""
+        log, before = self._log, self.reading
         try:
-            picture = self._camera.take()
-            quarantine = look(self._servers, self._settings, picture.shards)
-        except Exception as error:  # noqa: BLE001  # see above
-            name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
-            before, quarantine, _, since = self._seen
-            why = f"{name}{describe(error, self._settings)}"
-            if lacks_right(error):
-                if refused := refused_keys(self._servers, self._settings):
-                    why = f"{why}; it may not use {', '.join(refused)}"
-                self.missing_right = why
-            self._seen = (before, quarantine, why, since)
+            self._figures = read_figures(self._servers.shards)
+            self._read_s = time.monotonic()
+            snapshot = self._sampler.sample()
+            quarantine = read_quarantine(self._servers, self._settings, snapshot.shards)
+        except (RedisError, OSError) as error:
+            why = describe(error, self._settings)
+            self.reading = replace(before, error=why if str(error) else f"{type(error).__name__}: {why}")
+            if not before.error:
+                log.warning("cannot_read_redis", message=self.reading.error)
+        except Exception as error:
+            self.reading = replace(before, error=redact(f"{type(error).__name__}: {error}", self._settings))
+            if not before.error:
+                log.exception("web_error")
         else:
-            now = _now()
-            self._history.add(picture, now)
-            self._seen = (picture, quarantine, "", now)
-            self.missing_right = quarantine.error if quarantine.lacks_right else ""
+            now = now_ms()
+            point = Point(now, snapshot.overdue, snapshot.lateness, snapshot.rate)
+            points = (*before.points, point)[-HOUR_MS // PERIOD_MS :]
+            self.reading = Reading(now, snapshot, quarantine, points)
 
-    def run(self, journal: RightsJournal) -> None:
-        """Look for ever; where a look takes long, the server rests as long, up to a period."""
+    def run(self) -> None:
+        """Read for ever; if a read takes long, the server rests as long, up to a period."""
         while True:
-            began_at = time.monotonic()
-            self.look()
-            journal.tell(self.missing_right)
-            took_s = time.monotonic() - began_at
+            began_s = time.monotonic()
+            self.read()
+            took_s = time.monotonic() - began_s
             time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
-    def view(self, *, is_still: bool = False) -> View:
-        """Return what a page shows now."""
-        picture, quarantine, error, silent_since = self._seen
-        return View(
-            settings=self._settings,
-            worker=self._worker,
-            now=_now(),
-            picture=picture,
-            quarantine=quarantine,
-            points=self._history.points,
-            error=error,
-            silent_since=silent_since,
-            is_still=is_still,
-        )
+    def figures(self) -> Figures:
+        """Return the last figures; none if they are not those of now."""
+        return self._figures if time.monotonic() - self._read_s < _STALE_MS / 1000 else Figures()
+
+    def why_not_alive(self) -> str:
+        """Say how long nothing was read; empty: the loop is well, whatever Redis does."""
+        age_s = time.monotonic() - self._read_s
+        return f"nothing has been read for {age_s:.0f} s" if age_s > _STUCK_S else ""
+
+    def why_not_ready(self) -> str:
+        """Say why the page does not show the present; empty: it does."""
+        reading = self.reading
+        if reading.is_old(now_ms()):
+            return f"cannot read Redis: {reading.error or 'no answer'}"
+        return "" if reading.snapshot else "Redis has not answered yet"
 
 
-def _now() -> int:
+def now_ms() -> int:
+    """Return this machine's time, Unix ms."""
     return time.time_ns() // 1_000_000

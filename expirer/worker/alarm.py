@@ -55,16 +55,20 @@ class Alarm:
         """Whether `stop` was called."""
         return self._is_stopped
 
+    @property
+    def moment(self) -> float:
+        """When the next look is."""
+        return max(self._earliest, min(self._at, self._latest))
+
     def wait(self, at_most_s: float) -> bool:
         """Sleep until the moment, until stopped, or for so many seconds; say whether the moment has come."""
         until = time.monotonic() + at_most_s
         with self._changed:
             while not self._is_stopped:
                 now = time.monotonic()
-                at = max(self._earliest, min(self._at, self._latest))
-                if now >= at:
+                if now >= self.moment:
                     return True
                 if now >= until:
                     return False
-                self._changed.wait(min(at, until) - now)
+                self._changed.wait(min(self.moment, until) - now)
         return False

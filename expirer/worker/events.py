@@ -13,7 +13,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-import expirer
 from expirer.config.durations import LONGEST, to_ms
 from expirer.config.layout import LAYOUT
 from expirer.config.settings import Settings
@@ -21,6 +20,7 @@ from expirer.connection.errors import location
 from expirer.connection.server_checks import checks
 from expirer.contract.control import Pause
 from expirer.contract.keys import ShardKeys
+from expirer.version import __version__
 from expirer.worker.batch import Batch, Tick
 
 _LINES_AT_ONCE = 20
@@ -31,7 +31,7 @@ def log_start(log: FilteringBoundLogger, settings: Settings, keys: ShardKeys) ->
     """Log which program starts, with which settings, on which layout."""
     log.info(
         "job_started",
-        version=expirer.__version__,
+        version=__version__,
         redis=location(settings),
         namespace=settings.namespace,
         shards=settings.shards,

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ class Expiry:
         self._skew_ms: int | None = None
         self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
         self._believed: tuple[float, float, float] | None = None
-        """When the server's clock was last believed: by it (Unix ms), by the time elapsed here, by the clock here (s)."""
+        """The moment at which the server's clock was last believed: by it (Unix ms), and by two clocks here (s)."""
         self.peer: object = None
         """The address of the server that the last drain spoke to."""
 
@@ -79,15 +80,9 @@ class Expiry:
             RedisError: Redis refused (nothing happened), or the reply was lost (the batch may be committed).
 
         """
-        connection: Connection = self._pool.get_connection()
-        try:
-            self.peer = _peer(connection)
+        with self._connection() as connection:
+            self.peer = pipeline.peer_of(connection)
             yield from self._drain(connection, may_go_on)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
 
     def _drain(self, connection: Connection, may_go_on: Callable[[], bool]) -> Iterator[Batch]:
         sent: _Sent | None = self._send(connection)
@@ -110,30 +105,23 @@ class Expiry:
                 raise failure
 
     def pull_brake(self, reason: str) -> None:
-        """Pull the brake of the shard, unless it is paused or braked.
+        """Pull the brake of the shard, unless it is on; a pause that came meanwhile may end by itself.
 
         Raises:
             WatchError: the control key changed meanwhile; nothing happened.
             RedisError: Redis refused, or the reply was lost.
 
         """
-        connection: Connection = self._pool.get_connection()
-        try:
+        with self._connection() as connection:
             found = Control.read(pipeline.ask(connection, *self._watch))
-            now = self._clock_ms(connection)
-            if found.halt(now) is not None:
+            if found.brake is not None:
                 pipeline.ask(connection, ("UNWATCH",))
                 return
-            fields = control.braking(self._worker, reason, int(now))
+            fields = control.braking(self._worker, reason, int(self._clock_ms(connection)))
             words = (word for field in fields.items() for word in field)
             hset = ("HSET", self._shard.keys.control, *words)
             if pipeline.ask(connection, ("MULTI",), hset, ("EXEC",)) is None:
                 raise WatchError(_MOVED)
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
 
     def preview(self) -> Batch:
         """Return what the next batch would do, pause or not, by the same script with its writes off.
@@ -148,8 +136,20 @@ class Expiry:
         return self._batch(script(keys=list(self._keys), args=list(arguments)), None, began_at)
 
     def command(self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0)) -> tuple[object, ...]:
-        """Return the call of the script; `limits`: latest_ms, brake, counted_from_ms and rate, as its header has them."""
+        """Return the call of the script; `limits`: latest_ms, brake, counted_from_ms and rate."""
         return ("EVALSHA", self._script.sha, len(self._keys), *self._keys, *self._arguments(batch_size, limits))
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection; one that met an error is not used again."""
+        connection: Connection = self._pool.get_connection()
+        try:
+            yield connection
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
 
     def _send(self, connection: Connection, row: _Row | None = None, *, is_ahead: bool = False) -> _Sent:
         """Decide, and send a batch; `row` is the control key as it was read under the WATCH that still holds."""
@@ -246,11 +246,3 @@ class Expiry:
             return self._now_ms()
         seconds, microseconds = pipeline.ask(connection, ("TIME",))
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def _peer(connection: Connection) -> object:
-    """Return the address that a connection leads to; None if it leads nowhere."""
-    try:
-        return getattr(connection, "_sock").getpeername()  # noqa: B009  # redis-py has no other way to ask
-    except (AttributeError, OSError):
-        return None

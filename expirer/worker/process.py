@@ -12,12 +12,14 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.config.settings import Settings
+from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers, connect_all
+from expirer.contract.shard import LATE_TICK_MS
 from expirer.worker.batch import Tick
 from expirer.worker.events import Limits, log_start, log_stop, warn_of_host
+from expirer.worker.http import HttpServer, probe
 from expirer.worker.logs import build_logger
-from expirer.worker.metrics import ShardMetrics
+from expirer.worker.metrics import ShardMetrics, why_not_alive, why_not_ready
 from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker, new_id
 
@@ -41,6 +43,8 @@ def run(settings: Settings) -> int:
     log_start(log, settings, servers.shards[0].keys)
     threading.Thread(target=_warn_of_hosts, args=(servers, settings, log), daemon=True).start()
     listener = WakeListener(workers, log)
+    if settings.http_port:
+        _serve(settings, [worker.metrics for worker in workers], listener, log, id_)
     listener.start()
     crashes: list[Worker] = []
 
@@ -78,6 +82,23 @@ def run_once(settings: Settings) -> int:
             done = sum(pool.map(Worker.run_once, workers), Tick())
     log_stop(log, done)
     return 1 if done.errors or done.conflicts else 0
+
+
+def _serve(
+    settings: Settings, shards: list[ShardMetrics], listener: WakeListener, log: FilteringBoundLogger, id_: str
+) -> None:
+    """Serve metrics and probes until the process ends; ConfigurationError if that cannot be."""
+    try:
+        from expirer.worker.prometheus import WorkerCollector, metrics_route  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ConfigurationError([f"EXPIRER_HTTP_PORT needs {error.name}: pip install 'expirer[http]'"]) from None
+    longest_s = settings.interval.total_seconds() + LATE_TICK_MS / 1000
+    routes = {
+        "/metrics": metrics_route(WorkerCollector(id_, shards, listener)),
+        "/livez": lambda _: probe(why_not_alive(shards)),
+        "/readyz": lambda _: probe("\n".join(why_not_ready(shards, longest_s)), note=listener.trouble),
+    }
+    HttpServer(settings.http_host, settings.http_port, routes, log).start()
 
 
 def _workers(servers: Servers, log: FilteringBoundLogger, id_: str) -> list[Worker]:

@@ -1,14 +1,14 @@
-"""Renders what the workers of this process counted for Prometheus: `expirer_worker_…`, no label of an order or product."""
+"""Renders what the workers of this process counted for Prometheus; no label names an order or a product."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import redis
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,19 +16,23 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-import expirer
+from expirer.version import __version__
+from expirer.worker.http import Answer, Request, Route
 from expirer.worker.metrics import Histogram, ShardMetrics
 from expirer.worker.wake import WakeListener
+
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WorkerCollector(Collector):
     """The figures of a process that runs workers."""
 
     def __init__(self, id_: str, shards: Sequence[ShardMetrics], listener: WakeListener) -> None:
-        versions = {"version": expirer.__version__, "python": platform.python_version(), "redis_py": redis.__version__}
+        versions = {"version": __version__, "python": platform.python_version(), "redis_py": redis.__version__}
         self._info = {**versions, "worker": id_}
         self._shards = shards
         self._listener = listener
@@ -83,12 +87,19 @@ class WorkerCollector(Collector):
         return iter((ticks, conflicts, errors, expired, units, success))
 
 
-def registry(collector: Collector) -> CollectorRegistry:
-    """Return a registry of these figures and those of the process."""
-    registered = CollectorRegistry()
-    registered.register(collector)
-    ProcessCollector(registry=registered)
-    return registered
+def metrics_route(collector: Collector) -> Route:
+    """Return a route that serves these figures and those of the process, in the format that the client prefers."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    in_openmetrics: Callable[[CollectorRegistry], bytes] = exposition.generate_latest
+
+    def answer(request: Request) -> Answer:
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            return Answer(in_openmetrics(registry), content_type=exposition.CONTENT_TYPE_LATEST)
+        return Answer(generate_latest(registry), content_type=_PLAIN)
+
+    return answer
 
 
 def _histogram(name: str, meaning: str, histograms: Sequence[Histogram]) -> HistogramMetricFamily:

@@ -10,8 +10,8 @@ from typing import Any
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from expirer.connection.connect import is_replaced
 from expirer.connection.errors import describe
+from expirer.connection.pipeline import peer_of
 from expirer.worker.worker import Worker
 
 _CHECK_S = 2.0
@@ -70,15 +70,15 @@ class WakeListener:
         with worker.shard.client.pubsub() as subscription:  # type: ignore[no-untyped-call]
             pubsub: Any = subscription
             pubsub.subscribe(*self._handlers)
-            peer = pubsub.connection._sock.getpeername()
+            peer = peer_of(pubsub.connection)
             heard_at, is_asked = time.monotonic(), False
             while not self._stopped.is_set():
                 message = pubsub.get_message(timeout=_CHECK_S)
                 if message is not None:
                     heard_at, is_asked = time.monotonic(), False
                     self._handle(message)
-                elif worker.peer not in (None, peer) or is_replaced(pubsub.connection):
-                    raise RedisError("another server is the primary by now")
+                elif worker.peer not in (None, peer):
+                    raise RedisError(f"{worker.peer} is the server by now")
                 elif time.monotonic() - heard_at > _SILENCE_S:
                     if is_asked:
                         raise RedisError("no answer")

@@ -73,7 +73,7 @@ class Worker:
         self._turn_s = longest_turn_s(settings)
         self._expiry = Expiry(shard, self.id, now_ms)
         self._events = ShardEvents(log.bind(shard=shard.number, worker=self.id), settings, limits or Limits())
-        self._metrics = metrics or ShardMetrics()
+        self.metrics = metrics or ShardMetrics()
         self._failed_at = 0.0
         self._compared_at = -math.inf
         self._seen: tuple[float, float] | None = None
@@ -110,7 +110,7 @@ class Worker:
     def tick(self) -> Tick:
         """Expire everything that is due, and set the alarm for the next look. Errors are logged, not raised."""
         began_at = time.monotonic()
-        self._metrics.expect_back(self._turn_s)
+        self.metrics.expect_back(self._turn_s)
         self.alarm.begin()
         self._is_standby = self._expiry_is_paced = False
         done, earliest = Tick(), began_at + self._resolution_s
@@ -128,7 +128,7 @@ class Worker:
                 self._compare_settings()
                 self.alarm.end(self._next_look_at(batch), earliest, self._latest_look_at(batch))
         except WatchError:
-            self._metrics.conflicts += 1
+            self.metrics.conflicts += 1
             self._events.log_conflict()
             done = replace(done, conflicts=1)
             self.alarm.end(began_at, earliest, math.inf)
@@ -136,7 +136,7 @@ class Worker:
             done = replace(done, errors=1)
             retry_at = time.monotonic() + self._report(error)
             self.alarm.end(retry_at, retry_at, retry_at)
-        self._metrics.ticks += 1
+        self.metrics.ticks += 1
         self._events.log_drain(done, time.monotonic() - began_at)
         return done
 
@@ -151,48 +151,52 @@ class Worker:
         self.alarm.sooner(at + self._jitter_s() if self._is_standby else at)
 
     def on_tick(self, message: bytes) -> None:
-        """Take note of another worker's tick: `<token> <number> <first ExpiresAt in the index or nothing> <worker>`.
+        """Take note of another worker's tick: `<token> <number> <first ExpiresAt or nothing> <overdue> <worker>`.
 
         Only a worker that can read the keys of this very inventory knows the token, and only what happened after this
         worker's own look has a higher number. What is believed are facts about the index; when to look is decided here.
         The worker that ticked last leads; the others stand by, and take over within a resolution if it dies.
         """
-        token, number, head, worker = (*message.split(b" ", 3), b"", b"", b"")[:4]
-        count, first = integer(number), integer(head)
-        is_known = self._mark is not None and token == self._mark[0] and worker != self.id.encode()
-        if not is_known or self._mark is None or count is None or count <= self._mark[1] or (head and first is None):
+        token, number, head, overdue, worker = (*message.split(b" ", 4), b"", b"", b"", b"")[:5]
+        count, first, left = integer(number), integer(head), integer(overdue)
+        mark = self._mark
+        if mark is None or token != mark[0] or count is None or count <= mark[1] or worker == self.id.encode():
+            return
+        if left is None or (head and first is None):
             return
         self._mark = token, count
         self._is_standby = True
         jitter_s = self._jitter_s()
-        due_at = math.inf if first is None else self._due_at(first)
-        self.alarm.later(max(due_at + jitter_s, time.monotonic() + (self._resolution_s + jitter_s) / 2))
+        if left:  # it goes on at once
+            self.alarm.later(time.monotonic() + (self._resolution_s + jitter_s) / 2)
+        else:
+            self.alarm.later(math.inf if first is None else self._due_at(first) + jitter_s)
 
     def _sleep(self) -> None:
         while not self.alarm.is_stopped:
-            self._metrics.expect_back(_SIGN_OF_LIFE_S + self._turn_s)
+            self.metrics.expect_back(_SIGN_OF_LIFE_S + self._turn_s)
             if self.alarm.wait(_SIGN_OF_LIFE_S):
                 return
 
     def _record(self, batch: Batch, *, is_first: bool) -> None:
         self._seen = batch.now, time.monotonic()
         self._mark = batch.mark
-        if self._metrics.failures:
-            self._events.log_recovery(batch, self._metrics.failures, time.monotonic() - self._failed_at)
-        self._metrics.count_batch(batch)
+        if self.metrics.failures:
+            self._events.log_recovery(batch, self.metrics.failures, time.monotonic() - self._failed_at)
+        self.metrics.count_batch(batch)
         self._events.log_batch(batch, is_first=is_first)
 
     def _report(self, error: Exception) -> float:
         """Count and log an error; return after how many seconds to try again."""
-        if not self._metrics.failures:
+        if not self.metrics.failures:
             self._failed_at = time.monotonic()
-        delay_s = min(self._interval_s, _LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(self._metrics.failures, 10))
+        delay_s = min(self._interval_s, _LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(self.metrics.failures, 10))
         delay_s *= random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
         try:
             message = describe(error, self.shard.settings)
         except Exception:  # noqa: BLE001  # this is the last line of defense: it needs nothing
             message = ""
-        self._metrics.count_error(error, message)
+        self.metrics.count_error(error, message)
         with suppress(Exception):
             self._events.log_error(error, message, delay_s)
         return delay_s

@@ -37,7 +37,7 @@ class Several(Bed):
         self.network = self._running.enter_context(Network(self._binary))
         self._running.enter_context(self._house())
         settings = Settings(**self.settings(of_workers=False))
-        self.shards = list(((shard.client, shard.keys) for shard in connect_all(settings).shards))
+        self.shards = [(shard.client, shard.keys) for shard in connect_all(settings).shards]
 
     def tear_down(self) -> None:
         """End every server, then the network."""

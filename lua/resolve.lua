@@ -1,11 +1,12 @@
--- Settle a quarantined reservation by hand: free a stated quantity of units, or give up on it and free
--- none. Either way it leaves the quarantine and is marked Expired. Everything is checked before the first
--- write, and the quarantine entry is the guard: a second call finds none.
+-- Resolve a quarantine entry by hand: release a stated quantity of units, or drop it and release none. Either way
+-- it leaves the quarantine and the index, and a reservation that is still Active is marked Expired. Everything is
+-- checked before the first write. The entry guards against a second call, which finds none; the reservation guards
+-- against an entry that is out of date: units are released only while it is Active.
 --
 -- KEYS
 --   KEYS[1]  index        ZSET    reservation id -> ExpiresAt
---   KEYS[2]  reservation  HASH    left as it is where it is no hash, or has ended
---   KEYS[3]  stock        HASH or plain counter; not looked at where no units are freed
+--   KEYS[2]  reservation  HASH    not changed if it is no hash, or has ended
+--   KEYS[3]  stock        HASH or plain counter; not read if no units are released
 --   KEYS[4]  quarantine   HASH    reservation id -> why it cannot be expired
 --   KEYS[5]  events       STREAM  one entry per expired reservation
 --   KEYS[6]  operations   STREAM  what people have done by hand
@@ -13,7 +14,7 @@
 -- ARGV
 --   ARGV[1]   reservation id
 --   ARGV[2]   product id      of KEYS[3]
---   ARGV[3]   quantity        units to free, 1 to 2^53; 0 gives up on the reservation
+--   ARGV[3]   quantity        units to release, 1 to 2^53; 0 drops the entry
 --   ARGV[4]   by              who does it
 --   ARGV[5]   now_ms          Unix ms; empty: the server's own clock
 --   ARGV[6]   retention_ms    how long an Expired reservation stays; 0 deletes it, -1 keeps it
@@ -26,12 +27,15 @@
 --   ARGV[13]  active          status word
 --   ARGV[14]  expired         status word
 --   ARGV[15]  unit_ms         ms in one unit of the score: 1 or 1000
+--   ARGV[16]  force           1: release although there is no reservation, if the entry says that there was none
 --
--- Returns  strings: code, status, available and reserved after it; empty where it is not known
+-- Returns  strings: code, status, available and reserved after it; empty if it is not known
 --   released            the units are back
 --   dropped             the entry is gone, no counter was touched
 --   not_found           it is not in quarantine
---   ended               it is not Active, see status: its units are not held any more
+--   ended               it is not Active, see status: it holds no units
+--   record_gone         there is no reservation (any more): it may have ended since, and then holds no units. Only if
+--                       the entry's reason is reservation_missing does force release them
 --   different           the reservation is of another product
 --   quantity_invalid    not an integer from 0 to 2^53
 --   stock_missing       no such product, or neither counter
@@ -46,6 +50,7 @@ local id, product_id, quantity_text, by = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local now_ms, retention_ms, events_maxlen = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local ORDER_ID, PRODUCT_ID, STATUS, AVAILABLE, RESERVED = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local ACTIVE, EXPIRED, unit_ms = ARGV[13], ARGV[14], tonumber(ARGV[15])
+local is_forced = ARGV[16] == '1'
 
 local call = redis.call
 local MAX = 9007199254740992 -- 2^53: above it a Lua number skips integers
@@ -74,7 +79,11 @@ local entry = call('HGET', quarantine, id)
 if not entry then return reply('not_found') end
 
 local is_active, order_id = false, ''
-if call('TYPE', reservation).ok == 'hash' then
+local kind = call('TYPE', reservation).ok
+if quantity > 0 and kind == 'none' and not (is_forced and entry:find('^reason=reservation_missing ')) then
+  return reply('record_gone')
+end
+if kind == 'hash' then
   local status = STATUS ~= '' and call('HGET', reservation, STATUS) or ACTIVE
   is_active = status == ACTIVE
   if quantity > 0 and not is_active then return reply('ended', status) end
@@ -85,7 +94,7 @@ end
 
 local is_plain = false
 if quantity > 0 then
-  local kind = call('TYPE', stock).ok
+  kind = call('TYPE', stock).ok
   is_plain = kind == 'string' and AVAILABLE ~= ''
   if kind == 'none' then return reply('stock_missing') end
   if kind ~= 'hash' and not is_plain then return reply('stock_wrong_type') end
@@ -110,7 +119,7 @@ end
 local now = text(math.floor(now_ms))
 local score = tonumber(entry:match('score=(%d+%.?%d*)') or '')
 local expires_at = score and text(math.floor(math.min(score * unit_ms, MAX))) or ''
--- These raise here, before any write, where a key has another type.
+-- These raise here, before any write, if a key has another type.
 call('ZSCORE', index, id)
 call('XLEN', events)
 
@@ -120,7 +129,9 @@ call('XADD', operations, 'MAXLEN', '~', 10000, '*',
   'operation', quantity > 0 and 'release' or 'drop', 'by', by, 'reservation_id', id,
   'product_id', product_id, 'quantity', quantity_text, 'entry', entry)
 call('ZREM', index, id)
-call('HDEL', quarantine, id .. '\0')
+local nobody = '' -- a name that the quarantine does not have
+while call('HGET', quarantine, nobody) do nobody = nobody .. '\0' end
+call('HDEL', quarantine, nobody)
 if is_plain then
   call('INCRBY', stock, 0)
 elseif available then

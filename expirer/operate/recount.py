@@ -1,0 +1,120 @@
+"""Reads the counters of one product, and what its Active reservations hold, in one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from expirer.connection.pipeline import Reply
+from expirer.contract.numbers import integer
+from expirer.contract.shard import Shard
+from expirer.operate.inventory_scan import InventoryScan, Row, sliced
+
+_SLICE = 1000
+"""Reservations of a product that are read before those that were written meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The counters of a product and what its Active reservations hold, in one moment."""
+
+    type: str
+    """Of the stock key: `hash` (also if there is none), `string` or another."""
+    available: int | None
+    """None: not kept, or not an integer."""
+    reserved: int | None
+    texts: tuple[bytes | None, bytes | None]
+    """The two counters as they are written."""
+    held: int
+    reservations: int
+    is_certain: bool
+    """Whether the quantity of each is known."""
+
+
+class Recount:
+    """Reads under WATCH of the stock key.
+
+    Every beginning and end of a reservation writes its product's counters, so a transaction that commits saw them all.
+    What an attempt has read is kept: the next one only reads what was written since.
+    """
+
+    def __init__(self, scan: InventoryScan, shard: Shard, product_id: bytes) -> None:
+        self.key: Any = shard.keys.stock_prefix.encode() + product_id
+        self._scan = scan
+        self._shard = shard
+        self._product_id = product_id
+        self._held: dict[bytes, int | None] = {}
+        self._is_read = False
+
+    def read(self) -> Count:
+        """Return both as they were in one moment; raises as `commit` does."""
+        with self.commit() as (_, count):
+            return count
+
+    @contextmanager
+    def commit(self) -> Iterator[tuple[Any, Count]]:
+        """Give a pipeline and the count; at the end of the block commit what it has queued, if the count still holds.
+
+        Raises:
+            WatchError: the counters were written meanwhile; nothing was done.
+            TrackingLostError: it is not known which reservations were written meanwhile.
+
+        """
+        with self._shard.client.pipeline() as transaction:
+            pipe: Any = transaction
+            self._catch_up()  # most is read before the watch, so that little can happen under it
+            pipe.watch(self.key)
+            self._scan.require_tracked(pipe.connection)
+            type_, *texts = self._read_counters(pipe)
+            self._catch_up()
+            count = self._count(type_, *texts)
+            pipe.multi()
+            yield pipe, count
+            pipe.exists(self.key)  # commit even if nothing is queued: it proves the count
+            pipe.execute()
+
+    def _read_counters(self, pipe: Reply) -> tuple[str, bytes | None, bytes | None]:
+        settings = self._shard.settings
+        try:
+            return "hash", *pipe.hmget(self.key, settings.field_available, settings.field_reserved)
+        except ResponseError:
+            type_ = pipe.type(self.key).decode()
+            if type_ == "hash":
+                raise
+            return type_, pipe.get(self.key) if type_ == "string" else None, None
+
+    def _count(self, type_: str, available: bytes | None, reserved: bytes | None) -> Count:
+        quantities = [quantity for quantity in self._held.values() if quantity is not None]
+        return Count(
+            type=type_,
+            available=integer(available) if self._shard.settings.field_available else None,
+            reserved=integer(reserved) if self._shard.settings.field_reserved else None,
+            texts=(available, reserved),
+            held=sum(quantities),
+            reservations=len(self._held),
+            is_certain=len(quantities) == len(self._held),
+        )
+
+    def _catch_up(self) -> None:
+        """Read what was written since the last time; the first time all that is known of the product."""
+        for ids in () if self._is_read else sliced(self._scan.known(self._shard.number, self._product_id), _SLICE):
+            for row in self._scan.examine(self._shard.number, ids):
+                self._take(row)
+            self._take_changed()
+        self._is_read = True
+        self._take_changed()
+
+    def _take_changed(self) -> None:
+        for number, row in self._scan.changed():
+            if number == self._shard.number and (row.id in self._held or row.product_id == self._product_id):
+                self._take(row)
+
+    def _take(self, row: Row) -> None:
+        if row.status == self._shard.settings.status_active and row.product_id == self._product_id:
+            self._held[row.id] = row.quantity
+        else:
+            self._held.pop(row.id, None)
