@@ -223,8 +223,7 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         assert [] == mender.complaints("check", "--canary")
         assert (200, "ok\n") == site.get("/readyz")
         page = Site(looker.url, stack)
-        wait_until(lambda: page.figures()["expirer_redis_up"] == 1)
-        assert page.get("/")[0] == 200
+        wait_until(lambda: (page.figures()["expirer_redis_up"], page.get("/")[0]) == (1, 200))
         for program in (first, second):
             program.signal(SIGTERM)
             assert program.wait() == 0
