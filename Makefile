@@ -56,7 +56,7 @@ sbom: $(VENV)/.sbom
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json dist/image
 
 clean:
-	rm -rf $(VENV) dist benchmarks/.peers benchmarks/.quick
+	rm -rf $(VENV) dist benchmarks/.peers benchmarks/.quick benchmarks/.results.json tests/torture/.results.json
 
 $(VENV)/.%: pyproject.toml $(VENV)/.made
 	$(BIN)/pip install --quiet --editable '.[$*]'

@@ -81,7 +81,8 @@ class Part:
     Args:
         units: figure -> its unit, in the order of the table's columns.
         method: how it is measured, for the reader of the results.
-        is_absolute: counts and memory, which one round tells.
+        is_absolute: counts and memory, for which one round is enough.
+        has_peers: it compares other systems, which are installed for it.
 
     """
 
@@ -93,10 +94,11 @@ class Part:
     ratio: Ratio | None = None
     chart: str = ""
     is_absolute: bool = False
+    has_peers: bool = False
 
 
 def say(text: str) -> None:
-    """Tell whoever waits what is happening."""
+    """Print what is happening now."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 

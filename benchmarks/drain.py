@@ -87,6 +87,7 @@ def _rate(drain: probes.Drain) -> Figures:
 
 
 PART = Part(
+    has_peers=True,
     name="drain",
     title="Drain",
     method=(

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 from benchmarks.bench import Bench, Part, Ratio, rotated, say
 from benchmarks.figures import Figures, Round
-from benchmarks.flow import Flow
 from benchmarks.servers import running
 from benchmarks.shop import KEYS
+from benchmarks.steady_load import SteadyLoad
 from benchmarks.systems import expirer_command, working
 
 ONE = "1 worker"
@@ -32,16 +32,16 @@ def _run(bench: Bench, turn: int) -> Round:
 def _measure(bench: Bench, workers: int) -> Figures:
     count, seconds = bench.sizes.fleet_due, bench.sizes.fleet_s
     with running() as server, server.client() as client, ExitStack() as fleet:
-        flow = Flow(server, client, count, seconds, _START_S + _START_S_EACH * workers)
+        load = SteadyLoad(server, client, count, seconds, _START_S + _START_S_EACH * workers)
         for _ in range(workers):
             fleet.enter_context(working(expirer_command(), server))
-        flow.wait()
+        load.wait()
         if int(client.zcard(KEYS.workers)) < workers:
             raise RuntimeError("the fleet was not up in time")
-        figures = flow.watch()
+        figures = load.watch()
         events = int(client.xlen(KEYS.events))
-    twice = flow.released_again + max(0, events - count)
-    return {"per_s": flow.commands / seconds, "twice": twice, **figures}
+    twice = load.released_again + max(0, events - count)
+    return {"per_s": load.commands / seconds, "twice": twice, **figures}
 
 
 PART = Part(

@@ -95,6 +95,7 @@ def _figures(late: probes.Lateness, verdict: str) -> Figures:
 
 
 PART = Part(
+    has_peers=True,
     name="lateness",
     title="Lateness",
     method=(

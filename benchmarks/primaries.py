@@ -89,7 +89,7 @@ def _measure(bench: Bench, primaries: int, shards: int, count: int, percent: int
 
 def _at_leisure(bench: Bench, shards: int) -> Figures:
     """Return how late a worker is on one server that is not busy, and what it sends when nothing is due."""
-    keys, count, seconds = _keys(shards), bench.sizes.attack_due, bench.sizes.attack_s
+    keys, count, seconds = _keys(shards), bench.sizes.steady_due, bench.sizes.steady_s
     flags = ["--log-level", "warning", "--shards", str(shards), "--interval", f"{_INTERVAL_S}s"]
     with running() as server, server.client() as client:
         start = probes.server_ms(client) + round(_START_S * 1000)

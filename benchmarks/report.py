@@ -2,60 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-from benchmarks.bars import BARS
 from benchmarks.bench import Part
 from benchmarks.figures import Round, number, numbers, spread
 from benchmarks.results import PartResult, Results
+from benchmarks.targets import TARGETS
 
 _HEAD = """# Results
 
 Made by `make bench` (`python -m benchmarks`), which anyone can run; do not edit. The systems took
 turns within each round, on one machine, each case on a redis-server of its own. Figures are medians over the rounds,
-with the least and the most; a ratio is taken within each round. `benchmarks/results.json` has every round.
+with the least and the most; a ratio is taken within each round. A part that is measured alone changes only its own
+section.
 """
 
 
 _QUICK = "**A smoke test (`--quick`): one round, a tenth of the sizes that the text below names. It proves nothing.**\n"
+_TARGETS, _SYSTEMS = "Targets", "Systems"
 
 
-def render(results: Results, parts: dict[str, Part], *, is_quick: bool) -> str:
-    """Return the report as Markdown."""
-    blocks = [
-        _HEAD,
-        *[_QUICK] * is_quick,
-        "## The bars\n",
-        _bars(results),
-        "## Machine and versions\n",
-        _machines(results, parts),
-        _systems(results),
-    ]
-    for name, part in parts.items():
-        if name in results.parts:
-            blocks += [_part(part, results.parts[name])]
-    return "\n".join(blocks)
+def update(before: str, results: Results, parts: dict[str, Part], *, is_quick: bool) -> str:
+    """Return the report as Markdown: new sections for what was measured, the others as they were before."""
+    found = re.split(r"^## (.*)\n\n", before, flags=re.MULTILINE)[1:]
+    sections = {title: text.rstrip("\n") + "\n" for title, text in zip(found[::2], found[1::2], strict=True)}
+    sections[_TARGETS] = _targets(results, sections.get(_TARGETS, ""))
+    if results.systems:
+        sections[_SYSTEMS] = _systems(results)
+    sections |= {parts[name].title: _part(parts[name], result) for name, result in results.parts.items()}
+    titles = [_TARGETS, _SYSTEMS, *(part.title for part in parts.values())]
+    blocks = [f"## {title}\n\n{sections[title]}" for title in titles if title in sections]
+    return "\n".join([_HEAD, *[_QUICK] * is_quick, *blocks])
 
 
-def _bars(results: Results) -> str:
-    rows = []
-    for bar in BARS:
-        values = bar.values(results.parts[bar.part].rounds) if bar.part in results.parts else []
-        verdict = "not measured" if not values else "holds" if bar.holds(values) else "**does not hold**"
-        rows.append((bar.what, f"{bar.sign} {bar.limit:g} {bar.against}", spread(values), verdict))
-    return _table(("what", "bar", "measured", ""), rows)
-
-
-def _machines(results: Results, parts: dict[str, Part]) -> str:
-    """Return a column for each machine; the same twice is one."""
-    measured_on: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for name, part in parts.items():
-        if name in results.parts:
-            measured_on.setdefault(tuple(results.parts[name].machine.items()), []).append(part.title)
-    titles = ("measured", *(", ".join(names) for names in measured_on.values()))
-    machines = [dict(machine) for machine in measured_on]
-    names = dict.fromkeys(name for machine in machines for name in machine)
-    return _table(titles, ((name, *(machine.get(name, "") for machine in machines)) for name in names))
+def _targets(results: Results, before: str) -> str:
+    kept = {tuple(line.split(" | ")[:2]): line for line in before.splitlines()}
+    lines = [_table(("what", "target", "measured", ""), []).rstrip("\n")]
+    for target in TARGETS:
+        name = (f"| {target.what}", f"{target.sign} {target.limit:g} {target.against}")
+        if target.part in results.parts or name not in kept:
+            values = target.values(results.parts[target.part].rounds) if target.part in results.parts else []
+            verdict = "not measured" if not values else "reached" if target.holds(values) else "**not reached**"
+            kept[name] = " | ".join([*name, spread(values), f"{verdict} |"])
+        lines.append(kept[name])
+    return "\n".join([*lines, ""])
 
 
 def _systems(results: Results) -> str:
@@ -67,9 +58,10 @@ def _systems(results: Results) -> str:
 def _part(part: Part, result: PartResult) -> str:
     cases = list(dict.fromkeys(case for figures in result.rounds for case in figures))
     count = len(result.rounds)
+    machine = "; ".join(f"{name} {value}" for name, value in result.machine.items())
     lines = [
-        f"## {part.title}\n",
-        f"{part.method} Measured {result.measured_at}, {count} round{'s' * (count > 1)}.\n",
+        f"{part.method}\n",
+        f"Measured {result.measured_at}, {count} round{'s' * (count > 1)}, on: {machine}.\n",
     ]
     if part.chart:
         lines.append(f"![{part.title}](charts/{part.chart})\n")

@@ -1,4 +1,4 @@
-"""The results: kept as JSON, so that report and charts can be made again without measuring."""
+"""The results of the parts: also written as JSON, so that report and charts can be made again without measuring."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PartResult:
 
 @dataclass(slots=True)
 class Results:
-    """Everything that the report tells; a part that is measured alone replaces its own only."""
+    """What was measured; `systems` and `missing` are empty if no part compared other systems."""
 
     systems: dict[str, dict[str, str]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -37,15 +37,21 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what was kept; nothing where there is none."""
+        """Read a file of results; empty without one."""
         if not path.exists():
             return cls()
         kept = json.loads(path.read_text(encoding="utf-8"))
         parts = {name: PartResult(**part) for name, part in kept.pop("parts").items()}
         return cls(**kept, parts=parts)
 
+    def update(self, other: Results) -> None:
+        """Take over what the other has."""
+        self.parts |= other.parts
+        if other.systems:
+            self.systems, self.missing = other.systems, other.missing
+
     def write(self, path: Path) -> None:
-        """Keep everything."""
+        """Write the file."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def describe(self, systems: dict[str, System], missing: dict[str, str]) -> None:

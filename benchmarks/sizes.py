@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of a whole run, as the bars name them."""
+    """The sizes of a whole run, as the targets name them."""
 
     drain: int = 20_000
     drain_large: int = 200_000
@@ -34,8 +34,8 @@ class Sizes:
     fleet_due: int = 2_000
     fleet_s: int = 10
     primaries: int = 200_000
-    attack_due: int = 1_000
-    attack_s: int = 10
+    steady_due: int = 1_000
+    steady_s: int = 10
     audit_idle_s: float = 60.0
     """As long as an audit takes, more or less: p99 is the rarer, the longer one looks."""
 
@@ -61,8 +61,8 @@ QUICK = Sizes(
     fleet_due=400,
     fleet_s=2,
     primaries=20_000,
-    attack_due=200,
-    attack_s=2,
+    steady_due=200,
+    steady_s=2,
     audit_idle_s=5.0,
 )
 """A smoke test: everything is run, nothing is proved."""

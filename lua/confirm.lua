@@ -57,7 +57,7 @@ if kind == 'none' then return reply('stock_missing') end
 if kind ~= 'hash' then return reply('stock_invalid') end
 local reserved = integer(redis.call('HGET', stock, 'reserved'))
 if not reserved or reserved < quantity then return reply('stock_invalid') end
--- These raise here, before any write, where a key has another type.
+-- These raise here, before any write, if a key has another type.
 redis.call('ZSCORE', index, id)
 redis.call('HEXISTS', quarantine, id)
 

@@ -13,10 +13,10 @@
 --   ARGV[4]  duration_ms  how long the units are held from now, ms
 --   ARGV[5]  max_hold_ms  most time from reserved_at to ExpiresAt, ms; empty: no limit
 --   ARGV[6]  now_ms       Unix ms; empty: the server's own clock
---   ARGV[7]  wake         channel on which workers listen: told now and ExpiresAt where it is the soonest
+--   ARGV[7]  wake         channel on which workers listen: gets `<now> <ExpiresAt>` if that is the soonest
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms
---   extended             done; where max_hold_ms cuts the duration short, up to that limit
+--   extended             done; up to that limit if max_hold_ms cuts the duration short
 --   unchanged            it is held longer than that already
 --   limit_reached        it is held for max_hold_ms already
 --   duration_invalid     not an integer from 1 to 2^53
@@ -70,7 +70,7 @@ if max_hold_ms and expires_at > reserved_at + max_hold_ms then
 end
 if expires_at <= held_until then return reply('unchanged') end
 
--- These raise here, before any write, where a key has another type.
+-- These raise here, before any write, if a key has another type.
 local was_indexed = redis.call('ZSCORE', index, id)
 redis.call('HEXISTS', quarantine, id)
 

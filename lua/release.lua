@@ -64,7 +64,7 @@ local counters = redis.call('HMGET', stock, 'available', 'reserved')
 local available, reserved = integer(counters[1]), integer(counters[2])
 if not available or not reserved then return reply('stock_invalid') end
 if reserved < quantity or quantity > MAX - math.max(available, 0) then return reply('stock_invalid') end
--- These raise here, before any write, where a key has another type.
+-- These raise here, before any write, if a key has another type.
 redis.call('ZSCORE', index, id)
 redis.call('HEXISTS', quarantine, id)
 

@@ -1,5 +1,5 @@
--- Put a quarantined reservation back into the index, after the cause was mended. It is due at its own
--- expires_at; where that cannot be read, at the score that its quarantine entry remembers.
+-- Put a quarantined reservation back into the index, once its cause is fixed. It is due at its own expires_at; if
+-- that cannot be read, at the score that its quarantine entry remembers.
 --
 -- KEYS
 --   KEYS[1]  index        ZSET    reservation id -> ExpiresAt
@@ -12,7 +12,7 @@
 --   ARGV[2]  expires_at  field of the reservation; empty: not kept
 --   ARGV[3]  by          who does it
 --
--- Returns  strings: code, and the score where there is one
+-- Returns  strings: code, and the score if there is one
 --   requeued       done
 --   unchanged      it is in the index, and not in quarantine
 --   not_found      it is in neither
@@ -37,7 +37,7 @@ if EXPIRES_AT ~= '' and redis.call('TYPE', reservation).ok == 'hash' then
 end
 score = score or timestamp(entry:match('score=(%S+)'))
 if not score then return {'score_unknown', ''} end
-redis.call('ZSCORE', index, id) -- raises here, before any write, where the key has another type
+redis.call('ZSCORE', index, id) -- raises here, before any write, if the key has another type
 
 redis.call('XADD', operations, 'MAXLEN', '~', 10000, '*',
   'operation', 'requeue', 'by', by, 'reservation_id', id, 'entry', entry)

@@ -14,10 +14,10 @@
 --   ARGV[4]  quantity      integer, 1 to 2^53
 --   ARGV[5]  duration_ms   how long the units are held, ms
 --   ARGV[6]  now_ms        Unix ms; empty: the server's own clock
---   ARGV[7]  wake          channel on which workers listen: told now and ExpiresAt where it is the soonest
+--   ARGV[7]  wake          channel on which workers listen: gets `<now> <ExpiresAt>` if that is the soonest
 --
 -- Returns  strings: code, status, quantity, reserved_at and expires_at in Unix ms, available;
--- empty where it is not known, and available where it did not matter
+-- empty if it is not known; available only if it mattered
 --   reserved             done
 --   unchanged            this very reservation is Active already
 --   insufficient_stock   fewer are available than the quantity
@@ -83,7 +83,7 @@ end
 local exact_now = string.format('%.3f', now_ms)
 now_ms = math.floor(now_ms)
 local now, expires_at = text(now_ms), text(now_ms + duration_ms)
-redis.call('HEXISTS', quarantine, id) -- raises here, before any write, where the key has another type
+redis.call('HEXISTS', quarantine, id) -- raises here, before any write, if the key has another type
 
 redis.call('ZADD', index, expires_at, id)
 redis.call('HSET', stock, 'available', text(available - quantity), 'reserved', text(reserved + quantity))

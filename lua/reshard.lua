@@ -76,7 +76,7 @@ while call('ZMSCORE', index, nobody)[1] or call('ZMSCORE', new_index, nobody)[1]
 end
 
 -- From here on the script writes. A full server, a replica or a missing right refuses the first use of a command,
--- so each is first used where a refusal leaves everything in place: on that name.
+-- so each is first used on that name, where a refusal leaves everything in place.
 call('ZADD', new_index, 'XX', 0, nobody)
 call('ZREM', index, nobody)
 call('HDEL', quarantine, nobody)

@@ -29,7 +29,7 @@
 --   ARGV[15]  unit_ms         ms in one unit of the score: 1 or 1000
 --   ARGV[16]  force           1: release although there is no reservation, if the entry says that there was none
 --
--- Returns  strings: code, status, available and reserved after it; empty where it is not known
+-- Returns  strings: code, status, available and reserved after it; empty if it is not known
 --   released            the units are back
 --   dropped             the entry is gone, no counter was touched
 --   not_found           it is not in quarantine

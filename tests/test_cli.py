@@ -62,7 +62,7 @@ def test_help_has_an_example_and_lists_what_matters(capsys: pytest.CaptureFixtur
     assert f"Example:\n  {COMMANDS[name].example}" in text
     listed = [title for title in GROUPS if f"\n{title} settings:\n" in text]
     assert listed == [title for title in GROUPS if title in COMMANDS[name].settings]
-    assert ("--interval" in text.partition("Example:")[0]) == (name in ("run", "once"))
+    assert ("--interval" in text.partition("Example:")[0]) == (name in ("run", "once", "web"))
     assert ("--namespace" in text) == (name != "demo")
 
 

@@ -211,7 +211,7 @@ def test_many_shards_may_open_as_many_files_as_they_need(topology: str) -> None:
 def test_a_limit_that_cannot_be_raised_is_one_clear_line() -> None:
     """If the hard limit is too low for the shards the program says what they need, and how to allow it, exit 2."""
     start = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512)); "
-    start += 'os.execv(sys.executable, [sys.executable, "-m", "expirer", "run"])'
+    start += 'os.execv(sys.executable, [sys.executable, "-m", "expirer", "once"])'
     environment = {**os.environ, "EXPIRER_SHARDS": "600"}
     done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=False)
 

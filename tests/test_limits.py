@@ -167,30 +167,33 @@ class TestClock:
 class TestBytes:
     """A batch is bounded in bytes, too."""
 
-    def hold(self, inventory: Inventory, count: int, **sizes: int) -> None:
-        """Write overdue reservations with an id, an order id or a product id of that many bytes."""
+    def hold(self, inventory: Inventory, count: int, **sizes: int) -> dict[str, int]:
+        """Write overdue reservations with an id, an order id or a product id of that many bytes; return the stock."""
         product = "p" * sizes.get("product", 3)
         inventory.stock(product, 0, count)
         for n in range(count):
             id_ = f"{n:03}" + "i" * (sizes.get("id", 3) - 3)
             inventory.hold(product, 1, NOW - 1000 + n, id_, order_id="o" * sizes.get("order", 2))
+        return {product: count}
 
     @pytest.mark.parametrize("part", ["id", "order", "product"])
     def test_large_ids_make_small_batches(self, inventory: Inventory, part: str) -> None:
         """Ids, order ids and product ids of a batch are at most 1 MiB; the rest stays overdue for the next."""
-        self.hold(inventory, 50, **{part: 100_000})
+        stocked = self.hold(inventory, 50, **{part: 100_000})
         replies = drain(inventory)
 
         assert [10, 10, 10, 10, 10] == [reply.taken for reply in replies]
         assert [40, 30, 20, 10, 0] == [reply.overdue for reply in replies]
         assert all(sum(map(len, row[:3])) <= MIB for reply in replies for row in reply.expired)
         assert {""} == {reply.held for reply in replies}
+        inventory.assert_conserved(stocked)
 
     def test_one_entry_is_always_taken(self, inventory: Inventory) -> None:
         """An id larger than the bound is a batch of its own."""
-        self.hold(inventory, 3, id=2 * MIB)
+        stocked = self.hold(inventory, 3, id=2 * MIB)
 
         assert [1, 1, 1] == [reply.taken for reply in drain(inventory)]
+        inventory.assert_conserved(stocked)
 
     def test_a_large_one_waits_for_the_next_batch(self, inventory: Inventory) -> None:
         """What does not fit any more has no outcome yet, and no effect on the counters."""
@@ -206,12 +209,12 @@ class TestBytes:
 
     def test_the_rate_counts_only_what_was_taken(self, inventory: Inventory) -> None:
         """A batch that its bytes cut short uses up no more of the rate than it took."""
-        self.hold(inventory, 50, id=100_000)
+        stocked = self.hold(inventory, 50, id=100_000)
+        replies = drain(inventory, rate=30)
 
-        assert ([10, 10, 10], "rate") == (
-            [reply.taken for reply in drain(inventory, rate=30) if reply.taken],
-            expire(inventory.client, rate=30).held,
-        )
+        assert [10, 10, 10] == [reply.taken for reply in replies if reply.taken]
+        assert "rate" == expire(inventory.client, rate=30).held
+        inventory.assert_conserved(stocked)
 
     def test_other_outcomes_count_too(self, inventory: Inventory) -> None:
         """Large ids that are skipped, quarantined or tried again are bounded like those that expire."""
@@ -291,7 +294,7 @@ class TestCompany:
         paused = expire(inventory.client, worker="bob", batch=0).mark
 
         assert ([b"ofbob 1", b"ofbob 2"], b"ofbob 3") == (marks, paused)
-        assert [b"ofbob 1 %d bob" % (NOW + 70_000), b"ofbob 2 %d ann" % (NOW + 70_000)] == self.heard(channel)
+        assert [b"ofbob 1 %d 0 bob" % (NOW + 70_000), b"ofbob 2 %d 0 ann" % (NOW + 70_000)] == self.heard(channel)
         inventory.assert_conserved({"mug": 10})
 
     def test_a_message_has_what_the_call_left(self, inventory: Inventory, channel: Any) -> None:  # noqa: ANN401
@@ -303,8 +306,8 @@ class TestCompany:
         inventory.client.zadd(inventory.keys.index, {"gone": NOW - 5})
         expire(inventory.client)
 
-        heads = [message.split(b" ")[2] for message in self.heard(channel)]
-        assert [b"%d" % (NOW - 1000), b"", b"%d" % (NOW + 1000)] == heads
+        told = [tuple(message.split(b" ")[2:4]) for message in self.heard(channel)]
+        assert [(b"%d" % (NOW - 1000), b"1"), (b"", b"0"), (b"%d" % (NOW + 1000), b"0")] == told
 
     def test_what_stops_a_worker_is_not_told(self, inventory: Inventory, channel: Any) -> None:  # noqa: ANN401
         """A brake, a rate, a disbelieved clock and a dry run are one worker's own: no message speaks of them."""

@@ -1,25 +1,33 @@
-"""What is shipped: the wheel, the sdist and the image's files work away from the checkout."""
+"""What is shipped: the wheel, the sdist and the image work away from the checkout."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import expirer
 from tests.inventory import Inventory
+from tests.reader import ROOT
 from tests.servers import RedisServer
+from tests.test_supply import LOCKS, locked
 
-ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OF_PYTHON = ("pip", "setuptools")
+"""What comes with a virtual environment, in some versions."""
 SOURCES = ["expirer", "lua", "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile"]
 """Enough for a build; CHANGELOG and the like are in the sdist, and nothing needs them."""
 
@@ -37,14 +45,6 @@ def run(
         text=True,
         check=False,
     )
-
-
-def build(folder: Path, *options: str) -> Path:
-    """Build the project in a folder, in an isolated environment; return its dist folder."""
-    done = run([sys.executable, "-m", "build", *options, "--outdir", folder / "dist", folder], cwd=folder)
-    if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
-    return folder / "dist"
 
 
 def copy_project(folder: Path, names: Sequence[str]) -> Path:
@@ -67,72 +67,121 @@ def files_of(wheel: Path) -> set[str]:
 def package_files() -> set[str]:
     """Return what a wheel must hold: the package, the page, the mark that it is typed, and every script."""
     modules = {f"expirer/{path.relative_to(ROOT / 'expirer')}" for path in (ROOT / "expirer").rglob("*.py")}
-    page = {"expirer/observe/page.html", "expirer/observe/page.css"}
+    page = {"expirer/web/page.html", "expirer/web/page.css"}
     return {*modules, *page, "expirer/py.typed", *(f"expirer/lua/{path.name}" for path in (ROOT / "lua").iterdir())}
 
 
 def image_files() -> list[str]:
     """Return what the Dockerfile copies from the project."""
-    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     return [name for names in copies for name in names.split()]
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from the files that the image is built from."""
-    folder = copy_project(tmp_path_factory.mktemp("image") / "src", image_files())
-    return next(build(folder, "--wheel").glob("*.whl"))
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the commands of the Dockerfile leave: the environment of the build, its wheel, and the image's environment."""
+
+    builder: Path
+    wheel: Path
+    environment: Path
+
+    @property
+    def program(self) -> Path:
+        """The program of the image."""
+        return self.environment / "bin" / "expirer"
+
+    def build(self, source: Path, to: Path) -> Path:
+        """Build a wheel from a folder or an sdist; RuntimeError if that fails."""
+        words = [self.builder / "bin" / "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", to, source]
+        must(run(words, cwd=to.parent))
+        (wheel,) = to.glob("*.whl")
+        return wheel
+
+
+def must(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a program printed; RuntimeError if it failed."""
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return done.stdout
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel in an empty environment; return the path of its program."""
-    folder = tmp_path_factory.mktemp("installed") / "venv"
-    for arguments in (
-        [sys.executable, "-m", "venv", folder],
-        [folder / "bin" / "pip", "install", "--quiet", wheel],
-    ):
-        done = run(arguments, cwd=folder.parent)  # type: ignore[arg-type]
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
-    return folder / "bin" / "expirer"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """Run the commands of the Dockerfile on what it copies: the one build and the one installation of all tests."""
+    folder = tmp_path_factory.mktemp("docker")
+    source, dist = copy_project(folder / "src", image_files()), folder / "dist"
+    dist.mkdir()
+    (source / "requirements.txt").rename(dist / "requirements.txt")
+    steps: list[str] = re.findall(r"^RUN (pip .*)$", DOCKERFILE, re.MULTILINE)
+    assert ["install", "wheel", "install", "install"] == [step.split()[1] for step in steps]
+    for name, some in (("build", steps[:2]), ("image", steps[2:])):
+        must(run([sys.executable, "-m", "venv", folder / name], cwd=folder))
+        for step in some:
+            command = f"{folder / name}/bin/{step.replace('/dist', shlex.quote(str(dist)))}"
+            must(run(["/bin/sh", "-c", command], cwd=source))
+    (wheel,) = dist.glob("*.whl")
+    return Image(folder / "build", wheel, folder / "image")
 
 
-def test_the_wheel_is_the_package(wheel: Path) -> None:
+def test_the_wheel_is_the_package(image: Image) -> None:
     """The wheel holds every module, every script and py.typed, and nothing else: no tests."""
-    assert package_files() == files_of(wheel)
+    assert package_files() == files_of(image.wheel)
 
 
-def test_the_sdist_builds_the_same_wheel(tmp_path: Path) -> None:
+def test_the_sdist_builds_the_same_wheel(image: Image, tmp_path: Path) -> None:
     """The wheel built from the sdist holds what the one built from the checkout does."""
-    dist = build(copy_project(tmp_path / "src", SOURCES))
+    source = copy_project(tmp_path / "src", SOURCES)
+    must(run([image.builder / "bin" / "python", "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path], cwd=source))
+    (sdist,) = tmp_path.glob("*.tar.gz")
 
-    assert package_files() == files_of(next(dist.glob("*.whl")))
+    assert package_files() == files_of(image.build(sdist, tmp_path / "dist"))
 
 
-def test_a_build_without_the_scripts_fails(tmp_path: Path) -> None:
+def test_a_build_without_the_scripts_fails(image: Image, tmp_path: Path) -> None:
     """No wheel is built that lacks the scripts."""
     folder = copy_project(tmp_path / "src", [name for name in image_files() if name != "lua"])
 
     with pytest.raises(RuntimeError, match="lua"):
-        build(folder, "--wheel")
-    assert list(folder.glob("dist/*.whl")) == []
+        image.build(folder, tmp_path / "dist")
 
 
-def test_the_installed_program_says_its_version(installed: Path, tmp_path: Path) -> None:
-    """The installed program runs, and is the one that was built."""
-    done = run([installed, "--version"], cwd=tmp_path)
+def test_what_is_locked_is_all_that_is_installed(image: Image, tmp_path: Path) -> None:
+    """The image has the program, which runs, and the locked versions, which suffice, and nothing else."""
+    pip = image.environment / "bin" / "pip"
+    listing = json.loads(must(run([pip, "list", "--format", "json"], cwd=tmp_path)))
+    versions = {canonicalize_name(found["name"]): Version(found["version"]) for found in listing}
+    version = versions.pop(canonicalize_name("expirer"))
 
-    assert (0, f"expirer {expirer.__version__}\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert {name: one for name, one in versions.items() if name not in OF_PYTHON} == locked(LOCKS[0])
+    assert f"expirer {version}\n" == must(run([image.program, "--version"], cwd=tmp_path))
+    assert f"{version}" == expirer.__version__
+    assert "No broken requirements found.\n" == must(run([pip, "check"], cwd=tmp_path))
 
 
-def test_the_installed_program_expires(installed: Path, own_server: RedisServer, tmp_path: Path) -> None:
+def test_the_list_of_parts_is_the_lock(image: Image, tmp_path: Path) -> None:
+    """What `make sbom` writes has each locked dependency by name, version and licence, and what needs which."""
+    (recipe,) = re.findall(r"^\t\$\(BIN\)/(cyclonedx-py .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    command = (
+        recipe.replace("dist/sbom.json", f"{tmp_path}/sbom.json").replace("dist/image", str(image.environment)).split()
+    )
+    subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, check=True)
+    bom = json.loads((tmp_path / "sbom.json").read_text())
+    parts = [part for part in bom["components"] if part["name"] not in OF_PYTHON]
+    (needs,) = [of["dependsOn"] for of in bom["dependencies"] if of["ref"] == "root-component"]
+
+    assert (bom["bomFormat"], bom["metadata"]["component"]["name"]) == ("CycloneDX", "expirer")
+    assert locked(LOCKS[0]) == {canonicalize_name(part["name"]): Version(part["version"]) for part in parts}
+    assert [] == [part["name"] for part in parts if not part.get("licenses")]
+    assert [True] == [name.startswith("redis==") for name in needs if "redis" in name]
+
+
+def test_the_installed_program_expires(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
     """`expirer once` of the installed wheel gives a due reservation's units back."""
     with own_server.client() as client:
         inventory = Inventory(client)
         inventory.stock("sku", available=7, reserved=3)
         id_ = inventory.hold("sku", quantity=3, expires_at=time.time_ns() // 1_000_000 - 1)
-        done = run([installed, "once"], cwd=tmp_path, environment={"EXPIRER_REDIS_URL": own_server.url})
+        done = run([image.program, "once"], cwd=tmp_path, environment={"EXPIRER_REDIS_URL": own_server.url})
 
         assert done.returncode == 0, done.stderr
         assert inventory.status(id_) == "Expired"
@@ -140,7 +189,7 @@ def test_the_installed_program_expires(installed: Path, own_server: RedisServer,
         inventory.assert_conserved({"sku": 10})
 
 
-def test_the_installed_program_has_every_verb(installed: Path, own_server: RedisServer, tmp_path: Path) -> None:
+def test_the_installed_program_has_every_verb(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
     """Each verb of the installed wheel works with what it brought along, scripts included: text and JSON."""
     with own_server.client() as client:
         inventory = Inventory(client)
@@ -149,7 +198,7 @@ def test_the_installed_program_has_every_verb(installed: Path, own_server: Redis
         environment = {"EXPIRER_REDIS_URL": own_server.url}
 
         def works(command: str, code: int = 0) -> str:
-            done = run([installed, *command.split()], cwd=tmp_path, environment=environment)
+            done = run([image.program, *command.split()], cwd=tmp_path, environment=environment)
             assert (code, "") == (done.returncode, done.stderr), command
             return done.stdout
 
@@ -165,7 +214,9 @@ def test_the_installed_program_has_every_verb(installed: Path, own_server: Redis
         for verb in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
             assert json.loads(works(f"{verb} --json"))["shard"] == 0
             assert "o1:sku" in works(verb)
-        run([installed, "quarantine", "release", "o1:sku", "--quantity", "3"], cwd=tmp_path, environment=environment)
+        run(
+            [image.program, "quarantine", "release", "o1:sku", "--quantity", "3"], cwd=tmp_path, environment=environment
+        )
         assert inventory.counters("sku") == (10, 0)
 
 

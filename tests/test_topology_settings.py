@@ -1,4 +1,4 @@
-"""What the settings promise about where Redis is: what cannot be meant is refused in one line, with the way out."""
+"""What the settings promise about where Redis is: what cannot be meant is refused in one line, with the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ OURS = "in a Redis Cluster all keys of a shard need the hash tag {inventory}, wh
         ({"redis_sentinels": "ann:hunter2@a:1"}, "--redis-sentinels: no. 1 is not host:port"),
         ({"redis_sentinels": "a:1,:hunter2@b"}, "--redis-sentinels: no. 2 is not host:port"),
         ({"redis_cluster": "maybe"}, "--redis-cluster=maybe: "),
-        ({"min_replicas_ack": "-1"}, "--min-replicas-ack=-1: "),
         ({"redis_sentinel_service": "shop"}, "EXPIRER_REDIS_SENTINEL_SERVICE needs EXPIRER_REDIS_SENTINELS"),
         ({"redis_sentinel_username": "ann"}, "EXPIRER_REDIS_SENTINEL_USERNAME needs EXPIRER_REDIS_SENTINELS"),
         ({"redis_sentinel_password": "hunter2"}, "EXPIRER_REDIS_SENTINEL_PASSWORD needs EXPIRER_REDIS_SENTINELS"),
@@ -88,7 +87,7 @@ def test_a_default_may_be_spelt_out() -> None:
     ],
 )
 def test_a_layout_that_a_cluster_would_spread_is_refused(layout: dict[str, str], problems: list[str]) -> None:
-    """In a Cluster the names that would put keys of one shard into several slots are named, with the way out."""
+    """In a Cluster the names that would put keys of one shard into several slots are named, with the remedy."""
     with pytest.raises(ConfigurationError) as refused:
         connect_all(load({**CLUSTER, **layout}))
 

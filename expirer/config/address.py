@@ -94,7 +94,7 @@ class Address(BaseSettings):
         return path
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_address(self) -> Self:
         url = urlsplit(self.redis_url.get_secret_value())
         options = parse_qs(url.query)
         is_socket, has_sentinels = url.scheme == "unix", bool(self.redis_sentinels)

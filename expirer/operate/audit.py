@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 _SETTLE_S = 1.0
 """After it a writer that writes a reservation by single commands is done, so what is wrong stays wrong."""
-_ATTEMPTS = 100
+_ATTEMPTS = 300
 """To read a product's counters and reservations while nobody writes them."""
 _OPERATIONS = 10_000
 

@@ -178,7 +178,7 @@ def judge_counters(shard: Shard, product_id: bytes, count: Count) -> Finding | N
 def _wrong_counters(settings: Settings, count: Count) -> tuple[str, str] | None:
     is_plain = count.type == "string" and bool(settings.field_available)
     if not is_plain and (count.type != "hash" or count.texts == (None, None)):
-        kind = "stock_missing" if count.type in ("hash", "none") else "stock_wrong_type"
+        kind = "stock_missing" if count.type == "hash" else "stock_wrong_type"
         detail = f"reservations hold {count.held:,} of it, and it has no counters"
         return (kind, detail) if count.reservations else None
     if settings.field_available and count.available is None:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
+from expirer.connection.pipeline import Reply
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.operate.inventory_scan import InventoryScan, Row, sliced
@@ -20,7 +23,7 @@ class Count:
     """The counters of a product and what its Active reservations hold, in one moment."""
 
     type: str
-    """Of the stock key: `hash`, `string`, `none` or another."""
+    """Of the stock key: `hash` (also if there is none), `string` or another."""
     available: int | None
     """None: not kept, or not an integer."""
     reserved: int | None
@@ -66,18 +69,23 @@ class Recount:
             self._catch_up()  # most is read before the watch, so that little can happen under it
             pipe.watch(self.key)
             self._scan.require_tracked(pipe.connection)
+            type_, *texts = self._read_counters(pipe)
             self._catch_up()
-            type_, settings = pipe.type(self.key).decode(), self._shard.settings
-            row: Any = (None, None)
-            if type_ == "hash":
-                row = pipe.hmget(self.key, settings.field_available, settings.field_reserved)
-            elif type_ == "string":
-                row = (pipe.get(self.key), None)
-            count = self._count(type_, *row)
+            count = self._count(type_, *texts)
             pipe.multi()
             yield pipe, count
             pipe.exists(self.key)  # commit even if nothing is queued: it proves the count
             pipe.execute()
+
+    def _read_counters(self, pipe: Reply) -> tuple[str, bytes | None, bytes | None]:
+        settings = self._shard.settings
+        try:
+            return "hash", *pipe.hmget(self.key, settings.field_available, settings.field_reserved)
+        except ResponseError:
+            type_ = pipe.type(self.key).decode()
+            if type_ == "hash":
+                raise
+            return type_, pipe.get(self.key) if type_ == "string" else None, None
 
     def _count(self, type_: str, available: bytes | None, reserved: bytes | None) -> Count:
         quantities = [quantity for quantity in self._held.values() if quantity is not None]

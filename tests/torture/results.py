@@ -1,4 +1,4 @@
-"""What the last run of each fault showed: kept as JSON, told in docs/reliability.md."""
+"""What the last run of each fault showed: in docs/reliability.md, and in more detail as JSON on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import redis
 import expirer
 from tests.torture.fault import Outcome
 
-KEPT = Path(__file__).with_name("results.json")
+KEPT = Path(__file__).with_name(".results.json")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- made by make torture -->\n", "<!-- until here -->\n"
 _MOST_NAMED = 20
@@ -46,17 +46,21 @@ def keep(name: str, outcome: Outcome, server_version: str) -> None:
 
 
 def tell(faults: Mapping[str, Told]) -> None:
-    """Write the figures into the document, between its two marks."""
+    """Write the figures into the document, between its two marks; a fault that was not tried here keeps its row."""
     kept = _read()
-    rows = [
-        "fault | struck | steps, of them unanswered | expired | promised | seen | measured",
-        " | ".join(["---"] * 7),
-    ]
-    rows += [_row(faults[name], kept[name]) for name in faults if name in kept]
-    machines = sorted({one["on"] for one in kept.values()})
-    lines = [*(f"| {row} |\n" for row in rows), "\n", *(f"On {machine}.\n" for machine in machines)]
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(_BEGIN)
-    after = rest.partition(_END)[2]
+    old, _, after = rest.partition(_END)
+    rows = {line.split(" | ")[0]: line for line in old.splitlines(keepends=True) if line.startswith("|")}
+    new = {f"| {faults[name].title}": f"| {_row(faults[name], kept[name])} |\n" for name in faults if name in kept}
+    known = [f"| {fault.title}" for fault in faults.values()]
+    machines = {f"On {one['on']}.\n" for one in kept.values()}
+    if {*known} - {*new}:
+        machines |= {line for line in old.splitlines(keepends=True) if line.startswith("On ")}
+    heads = [
+        "| fault | struck | steps, of them unanswered | expired | promised | seen | measured |\n",
+        f"|{' --- |' * 7}\n",
+    ]
+    lines = [*heads, *((rows | new)[title] for title in known if title in rows | new), "\n", *sorted(machines)]
     DOCUMENT.write_text("".join([before, _BEGIN, "\n", *lines, "\n", _END, after]), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""An even flow: reservations that fall due one after the other, and how late each of them came back."""
+"""A steady load: reservations that fall due one after the other, and how late each of them came back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from benchmarks.shop import Ledger, holds, write_contract
 _AFTER_S = 1.5
 
 
-class Flow:
-    """So many reservations that fall due evenly over some seconds, the first of them after a lead."""
+class SteadyLoad:
+    """A number of reservations that fall due evenly over some seconds, the first of them after a lead."""
 
     def __init__(self, server: Server, client: redis.Redis, count: int, seconds: int, lead_s: float) -> None:
         self._server = server
@@ -24,9 +24,9 @@ class Flow:
         self._start_ms = probes.server_ms(client) + round(lead_s * 1000)
         self._made = list(holds(self._start_ms + n * seconds * 1000 // count for n in range(count)))
         self.released_again = 0
-        """How many were marked Expired more than once; known once the flow was watched."""
+        """How many were marked Expired more than once; known after `watch`."""
         self.commands = 0
-        """What clients sent while they fell due; the same."""
+        """What clients sent while they fell due; known after `watch`."""
         write_contract(server, self._made)
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Attack: what a flood on the HTTP port does to lateness."""
+"""Flood: what a flood on the HTTP port does to lateness."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 from benchmarks.bench import Bench, Part, Ratio, rotated, say
 from benchmarks.figures import Figures, Round
-from benchmarks.flow import Flow
 from benchmarks.servers import running
+from benchmarks.steady_load import SteadyLoad
 from benchmarks.systems import expirer_command, working
 from tests.servers import free_port
 
@@ -26,26 +26,26 @@ def _run(bench: Bench, turn: int) -> Round:
 
 
 def _measure(bench: Bench, name: str) -> Figures:
-    count, seconds = bench.sizes.attack_due, bench.sizes.attack_s
+    count, seconds = bench.sizes.steady_due, bench.sizes.steady_s
     port, bystander = free_port(), free_port()
     with running() as server, server.client() as client, ExitStack() as stack:
-        flow = Flow(server, client, count, seconds, _START_S)
+        load = SteadyLoad(server, client, count, seconds, _START_S)
         stack.enter_context(working(expirer_command("--http-port", str(port)), server))
         stack.enter_context(working([sys.executable, "-m", "benchmarks.peers.bystander", str(bystander)], server))
-        flow.wait()
+        load.wait()
         flood = None
         if name != QUIET:
             target = port if name == OURS else bystander
             command = [sys.executable, "-m", "benchmarks.peers.flood", str(target), str(seconds + 1)]
             flood = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
-        figures = flow.watch()
+        figures = load.watch()
         requests = int(flood.communicate()[0]) if flood else 0
     return {"requests": requests / (seconds + 1), **figures}
 
 
 PART = Part(
-    name="attack",
-    title="Attack",
+    name="flood",
+    title="Flood",
     method=(
         "1,000 reservations due evenly over 10 s, default settings, `EXPIRER_HTTP_PORT` set. The flood: five clients"
         " that ask as fast as they are answered, four that connect, send noise and leave, 600 that drip in a request"
