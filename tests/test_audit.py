@@ -208,6 +208,7 @@ def test_a_wrong_time_is_replaced_or_quarantined(
         ("s", FUTURE, [("never_due", "o1:mug")]),
         ("s", f"{FUTURE // 1000}.5", []),
     ],
+    ids=["in a century", "beyond it", "seconds", "ms as seconds", "a fraction"],
 )
 def test_a_time_is_plausible_for_a_century(
     client: redis.Redis, operate: Operate, unit: str, due: int | str, expected: list[tuple[str, str]]
