@@ -15,6 +15,7 @@ from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
 from expirer.connection.errors import GRANT
 from expirer.contract import scripts
+from expirer.contract.clock import worker_clock
 from expirer.worker.worker import Worker
 from tests.acl import PASSWORD, RULES
 from tests.conftest import Log
@@ -62,6 +63,7 @@ class Clerk:
             inventory.hold("mug", quantity, OVERDUE, id_=id_)
         inventory.hold("mug", 1, LATER, id_="later:mug")
         client.zadd(keys.index, {"later:mug": OVERDUE, "lost:mug": OVERDUE})
+        client.zadd(keys.workers, {"another": worker_clock()})  # only in company does a worker count the others
         if has_tins:
             # A plain counter, and an entry in quarantine that was repaired since.
             client.set(keys.stock_prefix + "tin", 8)
