@@ -135,7 +135,7 @@ def urls(server: RedisServer, secret_file: Path) -> dict[str, dict[str, str]]:
 def test_a_worker_in_trouble_shows_no_password(
     own_server: RedisServer, tmp_path: Path, trouble: str, form: str
 ) -> None:
-    """Nothing that a worker prints names the password, nor does any list of processes."""
+    """Nothing that a worker and its web process print names the password, nor does any list of processes."""
     secret_file = tmp_path / "secret"
     secret_file.write_text(SECRET + "\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
@@ -149,17 +149,18 @@ def test_a_worker_in_trouble_shows_no_password(
             [sys.executable, "-m", "expirer", "run"], env=environment, stdout=output, stderr=output
         )
     try:
-        wait_until(lambda: "processing_error" in printed.read_text())
-        listed = (PROC / str(worker.pid) / "cmdline").read_bytes().decode()
-        others_may = (PROC / str(worker.pid) / "environ").stat().st_mode & 0o077
+        wait_until(lambda: printed.read_text().count("processing_error") and "http_started" in printed.read_text())
+        process = PROC / str(worker.pid)
+        shown = (process / "cmdline").read_bytes().decode()
+        open_to_others = (process / "environ").stat().st_mode & 0o077
         worker.send_signal(SIGTERM)
         assert worker.wait(DEADLINE_S) == 0
     finally:
         worker.kill()
         worker.wait()
 
-    assert [] == leaks(printed.read_text() + "\n" + listed)
-    assert 0 == others_may
+    assert [] == leaks(f"{printed.read_text()}\n{shown}")
+    assert 0 == open_to_others
 
 
 @pytest.mark.parametrize(
