@@ -1,4 +1,4 @@
-"""The users of deploy/acl/expirer.acl, the desk at which one works, and what a server has refused to them."""
+"""The users of deploy/acl/expirer.acl, the access at which one works, and what a server has refused to them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OF_A_TOPOLOGY = {"+wait", "+cluster|slots", "+command"}
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Access:
     """Where a user works: the shop as its owner sees it, and how the user reaches it; `topology` is of settings."""
 
     shop: Inventory

@@ -23,12 +23,12 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.worker.worker import Worker
-from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
 from tests.program import DEADLINE_S, let_children_be_stopped
 from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
 from tests.tools import find_tool, missing
+from tests.topology import Replicated
 
 let_children_be_stopped()
 
@@ -49,11 +49,11 @@ def server_binary() -> Path:
     return binary
 
 
-Unhurried = Callable[..., None]
+SlowMachine = Callable[..., None]
 
 
 @pytest.fixture
-def unhurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unhurried:
+def slow_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowMachine:
     """Return a function that gives programs as long for these constants of seconds as a busy machine may need."""
 
     def give(*constants: str) -> None:
@@ -139,8 +139,8 @@ def own_cluster(server_binary: Path, tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def replicated(server_binary: Path, tmp_path: Path) -> Iterator[Replicated]:
     """Run a primary with two replicas and three Sentinels for a test that breaks them."""
-    with Replicated(server_binary, tmp_path) as bed:
-        yield bed
+    with Replicated(server_binary, tmp_path) as topology:
+        yield topology
 
 
 @pytest.fixture

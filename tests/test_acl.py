@@ -21,12 +21,12 @@ from tests.acl import (
     PAST,
     RULES,
     TEXT,
-    Desk,
+    Access,
     refusals,
     users,
     with_passwords,
 )
-from tests.duties import DUTIES, complaints, pulls_the_brake, tails
+from tests.acl_operations import OPERATIONS, complaints, pulls_the_brake, tails
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer
@@ -42,18 +42,20 @@ PATTERNS = [
     pytest.param(user, rule, id=f"{user} {rule}") for user, rules in RULES.items() for rule in rules if rule[0] in "~&"
 ]
 
-Employ = Callable[..., Desk]
+Employ = Callable[..., Access]
 
 
 @pytest.fixture
 def employ(shared_server: RedisServer, server_client: redis.Redis) -> Iterator[Employ]:
     """Return a function that creates a user of the file, maybe without one of its rights."""
 
-    def run(user: str, *lacks: str) -> Desk:
+    def run(user: str, *lacks: str) -> Access:
         rules = [rule for rule in RULES[user] if rule not in lacks]
         server_client.execute_command("ACL", "SETUSER", user, *rules)  # type: ignore[no-untyped-call]
         server_client.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
-        return Desk(Inventory(server_client), shared_server, f"{shared_server.url}?username={user}&password={PASSWORD}")
+        return Access(
+            Inventory(server_client), shared_server, f"{shared_server.url}?username={user}&password={PASSWORD}"
+        )
 
     yield run
     server_client.execute_command("ACL", "DELUSER", *RULES)  # type: ignore[no-untyped-call]
@@ -62,10 +64,10 @@ def employ(shared_server: RedisServer, server_client: redis.Redis) -> Iterator[E
 @pytest.mark.parametrize("user", RULES)
 def test_the_rights_suffice(employ: Employ, user: str) -> None:
     """With exactly its rights a user does all that it is there for, and nothing is refused."""
-    desk = employ(user)
+    access = employ(user)
 
-    assert [] == complaints(desk, user)
-    assert [] == refusals(desk.shop.client)
+    assert [] == complaints(access, user)
+    assert [] == refusals(access.shop.client)
 
 
 @pytest.mark.parametrize("user", RULES)
@@ -88,21 +90,21 @@ def test_each_command_is_needed(employ: Employ, user: str, rule: str) -> None:
 def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
     """Without any one of its key patterns and channels something fails, for want of a key or a channel."""
     kind = "channel" if rule[0] == "&" else "key"
-    desk = employ(user, rule)
-    told = complaints(desk, user)
+    access = employ(user, rule)
+    told = complaints(access, user)
 
     assert told
     assert any(kind in line for line in told), told
-    assert [what for reason, what in refusals(desk.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
+    assert [what for reason, what in refusals(access.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES["expirer-reshard"] if rule[0] in "+~&"])
 def test_without_a_right_reshard_pauses_nothing(employ: Employ, rule: str) -> None:
     """A right that the move wants is missed before the pause; GET and UNWATCH are for the audit after it."""
-    desk = employ("expirer-reshard", rule)
-    desk.fill()
-    told = desk.complaints("reshard", "--to", "2", "--yes")
-    reasons = {desk.shop.client.hget(key, "reason") for key in desk.shop.client.scan_iter("*:control")}
+    access = employ("expirer-reshard", rule)
+    access.fill()
+    told = access.complaints("reshard", "--to", "2", "--yes")
+    reasons = {access.shop.client.hget(key, "reason") for key in access.shop.client.scan_iter("*:control")}
 
     assert (b"reshard from 1 to 2" in reasons) == (not told or rule in {"+get", "+unwatch"})
 
@@ -115,8 +117,8 @@ def test_keys_and_channels_outside_are_refused(employ: Employ, user: str) -> Non
         "expirer-look": ["{inventory}:operations"],
         "checkout": [f"{{inventory}}:{name}" for name in ("control", "expired", "stats", "workers", "operations")],
     }
-    desk = employ(user)
-    with redis.Redis.from_url(desk.url, protocol=2) as client:
+    access = employ(user)
+    with redis.Redis.from_url(access.url, protocol=2) as client:
         for name in names + forbidden.get(user, []):
             with pytest.raises(redis.exceptions.NoPermissionError, match="key"):
                 client.hmget(name, ["field"])
@@ -132,25 +134,25 @@ def test_who_looks_can_write_nothing(server_client: redis.Redis) -> None:
     assert set() == writing & set(RULES["expirer-look"])
 
 
-@pytest.mark.parametrize(("user", "duty"), [("expirer", "shows_the_page"), ("expirer-look", "audit")])
-def test_a_group_is_for_its_purpose_alone(employ: Employ, user: str, duty: str) -> None:
+@pytest.mark.parametrize(("user", "operation"), [("expirer", "shows_the_page"), ("expirer-look", "audit")])
+def test_a_group_is_for_its_purpose_alone(employ: Employ, user: str, operation: str) -> None:
     """Without the commands that the file says are for one purpose, all else works as before."""
     comment = TEXT[: TEXT.index(f"\nuser {user} ")].rpartition("\n\n")[2]
     first = re.findall(r"from (\+\w+) on", comment)
     assert len(first) == 1
     rules = RULES[user]
-    desk = employ(user)
-    admin = desk.shop.client
+    access = employ(user)
+    admin = access.shop.client
     left = [rule for rule in rules[: rules.index(first[0])] if rule != "&__redis__:invalidate"]
     admin.execute_command("ACL", "SETUSER", user, *left)  # type: ignore[no-untyped-call]
 
     failing = set()
-    for each in DUTIES[user]:
-        desk.fill()
-        if each(desk):
+    for each in OPERATIONS[user]:
+        access.fill()
+        if each(access):
             failing.add(each.__name__)
 
-    assert {duty} == failing - {"audits_what_is_emptied"}
+    assert {operation} == failing - {"audits_what_is_emptied"}
 
 
 def test_with_shards(employ: Employ) -> None:

@@ -16,12 +16,12 @@ from expirer.connection.connect import connect, connect_all
 from expirer.contract.keys import ShardKeys
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
-from tests.beds import Replicated
 from tests.certificates import Authority
 from tests.cluster import Cluster
 from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.servers import RedisServer, free_port
+from tests.topology import Replicated
 from tests.workers import Workers
 
 
@@ -149,24 +149,24 @@ def test_a_user_and_a_rotated_password_file(
 def test_a_cluster_with_tls(server_binary: Path, tmp_path: Path, authority: Authority, log: Log) -> None:
     """Every node that the Cluster names is verified like the first."""
     options = (*split(tls_options(authority)), "--tls-cluster", "yes", "--tls-replication", "yes")
-    with Cluster(server_binary, tmp_path, *options, tls=authority.certificate) as bed:
-        with bed.client() as client:
+    with Cluster(server_binary, tmp_path, *options, tls=authority.certificate) as topology:
+        with topology.client() as client:
             for number in range(6):
                 shop = Inventory(client, ShardKeys.of("inventory", number, 6))
                 shop.stock("mug", 0, 1)
                 shop.hold("mug", 1, 1000)
 
-        assert 6 == Workers(log, **bed.settings, shards=6).tick().expired, log.entries
+        assert 6 == Workers(log, **topology.settings, shards=6).tick().expired, log.entries
 
 
 def test_sentinels_with_tls(server_binary: Path, tmp_path: Path, authority: Authority, log: Log) -> None:
     """Sentinels, and the primary that they name, are verified like a server."""
     with Replicated(
         server_binary, tmp_path, *split(tls_options(authority)), "--tls-replication", "yes", tls=authority.certificate
-    ) as bed:
-        settings = Settings(**bed.settings)
+    ) as topology:
+        settings = Settings(**topology.settings)
         assert Tick() == Worker(connect_all(settings).shards[0], log.logger()).tick(), log.entries
-        bed.failover()
+        topology.failover()
         worker = Worker(connect_all(settings).shards[0], log.logger())
 
         assert Tick() == worker.tick(), log.entries
