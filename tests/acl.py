@@ -84,7 +84,7 @@ class Access:
             admin.hset(shop.keys.quarantine, id_, f"reason=stock_missing at={PAST} score={PAST}")
         admin.hset(shop.keys.quarantine, "old:mug", f"reason=stock_missing at={PAST} score={PAST}")
         admin.pexpire(shop.keys.reservation_prefix + "q1:mug", 86_400_000)
-        admin.hset(shop.keys.control, mapping={"paused": 1, "until": PAST, "by": "ann"})
+        admin.hset(shop.keys.control, mapping={"paused": 1, "until": PAST - 1, "by": "ann"})
         admin.zadd(shop.keys.workers, {"gone": PAST, "here": worker_clock()})
         admin.hset(shop.keys.about, mapping={"gone": "version=1", "here": "version=1"})
 
