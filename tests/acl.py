@@ -89,7 +89,7 @@ class Access:
         admin.hset(shop.keys.about, mapping={"gone": "version=1", "here": "version=1"})
 
     def complaints(self, *command: str) -> list[str]:
-        """Run a verb; return the lines in which it says that something stands in its way."""
+        """Run a command; return the lines in which it says that something stands in its way."""
         out, err = io.StringIO(), io.StringIO()
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.topology.items()]
         with redirect_stdout(out), redirect_stderr(err), patch("expirer.operate.audit._SETTLE_S", 0):
@@ -99,7 +99,7 @@ class Access:
         return said + [line for line in out.getvalue().splitlines() if line.startswith(marks)]
 
     def errors(self, act: Callable[[Servers], object]) -> list[str]:
-        """Return what goes wrong where the user does something without a verb."""
+        """Return what goes wrong where the user does something without a command."""
         return _errors(lambda: connect_all(self.settings), act)
 
     def checkout_errors(self, act: Callable[[Reservations], object]) -> list[str]:

@@ -205,8 +205,8 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         assert [] == mender.complaints("pause", "--reason", "outage")
         reservations.reserve("o5", "mug", 1)
         wait_until(lambda: first.of("expiry_paused") or second.of("expiry_paused"))
-        for verb in ("status", "pending", "show o2:mug", "once --dry-run", "quarantine list", "audit"):
-            assert [] == looker.complaints(*verb.split())
+        for command in ("status", "pending", "show o2:mug", "once --dry-run", "quarantine list", "audit"):
+            assert [] == looker.complaints(*command.split())
         assert [] == tails(looker)
         assert shop.status("o5:mug") == "Active"
         assert [] == mender.complaints("resume")

@@ -190,7 +190,7 @@ def test_the_installed_program_expires(image: Image, own_server: RedisServer, tm
 
 
 def test_the_installed_program_has_every_verb(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
-    """Each verb of the installed wheel works with what it brought along, scripts included: text and JSON."""
+    """Each command of the installed wheel works with what it brought along, scripts included: text and JSON."""
     with own_server.client() as client:
         inventory = Inventory(client)
         inventory.stock("sku", available=7, reserved=3)
@@ -211,9 +211,9 @@ def test_the_installed_program_has_every_verb(image: Image, own_server: RedisSer
         assert json.loads(works("pending --json"))["reservation_id"] == "o1:sku"
         client.zrem(inventory.keys.index, "o1:sku")
         client.hset(inventory.keys.quarantine, "o1:sku", "reason=quantity_invalid at=1 score=1800000000000")
-        for verb in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
-            assert json.loads(works(f"{verb} --json"))["shard"] == 0
-            assert "o1:sku" in works(verb)
+        for command in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
+            assert json.loads(works(f"{command} --json"))["shard"] == 0
+            assert "o1:sku" in works(command)
         run(
             [image.program, "quarantine", "release", "o1:sku", "--quantity", "3"], cwd=tmp_path, environment=environment
         )

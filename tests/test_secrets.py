@@ -190,12 +190,14 @@ def test_a_bad_address_is_not_repeated(url: str) -> None:
     assert [] == leaks(done.stderr)
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_help_shows_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     """Help shows the defaults, and nothing of the environment."""
     monkeypatch.setenv("EXPIRER_REDIS_URL", f"redis://{USER}@shop.example/0")
     with pytest.raises(SystemExit):
-        cli.main([*verb.split(), "--help"])
+        cli.main([*command.split(), "--help"])
 
     out, err = capsys.readouterr()
     assert [] == leaks(out + err)
