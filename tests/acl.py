@@ -43,8 +43,10 @@ def with_passwords(text: str) -> str:
 
 TEXT = FILE.read_text()
 RULES = users(with_passwords(TEXT))
-OF_A_TOPOLOGY = {"+wait", "+cluster|slots", "+command"}
+OF_A_TOPOLOGY = {"+cluster|slots", "+command"}
 """What one server alone asks of nobody: see test_acl_topologies."""
+NAMING = "+client|setname"
+"""It names connections in CLIENT LIST; without it everything else works."""
 
 
 @dataclass(frozen=True, slots=True)

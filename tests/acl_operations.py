@@ -48,7 +48,7 @@ def checks(access: Access) -> list[str]:
 
 
 def shows_the_page(access: Access) -> list[str]:
-    """Read what the page and the metrics show."""
+    """Read what `expirer web` shows."""
     with connect_all(access.settings) as servers:
         watch = Watch(servers, access.settings, Log().logger())
         watch.read()
@@ -87,10 +87,10 @@ def audits_what_is_emptied(access: Access) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
     written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: KeyTracking) -> set[bytes]:
+    def spied(tracking: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             access.shop.client.flushall()
-        return written(feed)
+        return written(tracking)
 
     with patch.object(KeyTracking, "written", spied):
         failures = access.complaints("audit")
@@ -193,11 +193,12 @@ READING: list[Operation] = [
     _command("quarantine", "show", "q1:mug"),
     tails,
     watches,
+    shows_the_page,
     _command("audit"),
     audits_what_is_emptied,
 ]
 OPERATIONS: dict[str, list[Operation]] = {
-    "expirer": [expires, pulls_the_brake, checks, shows_the_page],
+    "expirer": [expires, pulls_the_brake, checks],
     "expirer-look": READING,
     "expirer-mend": [
         _command("pause", "--for", "1h"),

@@ -131,7 +131,7 @@ def test_a_server_that_lies_is_no_more_than_an_error(
     capsys: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    """A server that answers nonsense is told of in harmless lines, by the worker, which tries again, and by a command."""
+    """The worker, which tries again, and a command report a server that answers nonsense in harmless lines."""
     monkeypatch.chdir(tmp_path)
     url = f"redis://127.0.0.1:{fake_reply(NONSENSE[what])}/0?socket_timeout=1"
     settings = Settings(redis_url=url, log_format="json")

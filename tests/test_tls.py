@@ -94,27 +94,6 @@ def test_a_client_shows_its_certificate(
         assert "" != status(port, capsys, trusting)
 
 
-def test_the_other_scheme_is_named(
-    server_binary: Path, tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where one side speaks TLS and the other does not, the line has the address and the scheme to try."""
-    options = "socket_timeout=1&socket_connect_timeout=1"
-    with serving(server_binary, tmp_path, *tls_options(authority)) as port:
-        cli.main(["status", "--redis-url", f"redis://127.0.0.1:{port}/0?{options}"])
-        plain_to_tls = capsys.readouterr().err
-    server = RedisServer(server_binary, tmp_path, port=free_port())
-    server.start()
-    try:
-        tls_to_plain = status(server.port, capsys, options)
-    finally:
-        server.stop()
-
-    assert plain_to_tls.startswith(f"expirer: redis://127.0.0.1:{port}/0: ")
-    assert plain_to_tls.endswith("; if it speaks TLS, EXPIRER_REDIS_URL must begin with rediss://\n")
-    assert tls_to_plain.startswith(f"expirer: rediss://127.0.0.1:{server.port}/0: ")
-    assert tls_to_plain.endswith("; if it speaks no TLS, EXPIRER_REDIS_URL must begin with redis://\n")
-
-
 @pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_a_file_that_cannot_be_read_is_named(option: str) -> None:
     """A certificate that is not there stops the start, by the name of its option."""
