@@ -118,7 +118,8 @@ def flies_a_canary(access: Access) -> list[str]:
 @contextmanager
 def living_worker(access: Access) -> Iterator[None]:
     """Run a worker with every right."""
-    worker = Worker(Servers.of(access.server.client(), Settings()).shards[0], Log().logger())
+    settings = Settings(interval="200ms")  # there is no listener to wake it
+    worker = Worker(Servers.of(access.server.client(), settings).shards[0], Log().logger())
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
