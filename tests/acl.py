@@ -92,13 +92,18 @@ class Access:
 
     def complaints(self, *command: str) -> list[str]:
         """Run a command; return the lines in which it says that something stands in its way."""
+        out, err = self.output(*command)
+        said = [line for line in err.splitlines() if line.startswith("expirer: ")]
+        marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
+        return said + [line for line in out.splitlines() if line.startswith(marks)]
+
+    def output(self, *command: str) -> tuple[str, str]:
+        """Run a command; return what it prints: standard output, standard error."""
         out, err = io.StringIO(), io.StringIO()
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.topology.items()]
         with redirect_stdout(out), redirect_stderr(err), patch("expirer.operate.audit._SETTLE_S", 0):
             cli.main([*command, "--redis-url", self.url, *flags])
-        said = [line for line in err.getvalue().splitlines() if line.startswith("expirer: ")]
-        marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
-        return said + [line for line in out.getvalue().splitlines() if line.startswith(marks)]
+        return out.getvalue(), err.getvalue()
 
     def errors(self, act: Callable[[Servers], object]) -> list[str]:
         """Return what goes wrong where the user does something without a command."""

@@ -6,20 +6,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from typing import Any
 from unittest.mock import patch
 
 from expirer import Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
-from expirer.operate.key_tracking import KeyTracking
+from expirer.contract import about
+from expirer.operate.recount import Recount
 from expirer.operate.reshard import _Move
 from expirer.operate.snapshot import Sampler
 from expirer.operate.tail import _positions, follow
 from expirer.web.watch import Watch
+from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker
-from tests.acl import LATER, Access, refusals
+from tests.acl import LATER, PAST, Access, refusals
 from tests.conftest import Log
 from tests.program import wait_until
 
@@ -29,14 +30,55 @@ Operation = Callable[[Access], list[str]]
 
 def expires(access: Access) -> list[str]:
     """Expire into a hash and a plain counter, skip, reschedule, quarantine; a worker is there too, and one has gone."""
-    return _ticks(access)
+    return _errors(_ticks(access))
 
 
 def pulls_the_brake(access: Access) -> list[str]:
     """Pause the shard by itself."""
-    failures = _ticks(access, brake_above=1)
+    failures = _errors(_ticks(access, brake_above=1))
     is_pulled = access.shop.client.hget(access.shop.keys.control, "brake")
     return failures or ([] if is_pulled else ["no brake was pulled"])
+
+
+def listens(access: Access) -> list[str]:
+    """Listen for sooner reservations and for other workers."""
+    log = Log()
+    with connect_all(access.settings) as servers:
+        listener = WakeListener([Worker(shard, log.logger()) for shard in servers.shards], log.logger())
+        listener.start()
+        try:
+            wait_until(lambda: not listener.trouble or log.of("wake_unavailable"))
+        finally:
+            listener.stop()
+    return [entry["message"] for entry in log.of("wake_unavailable")]
+
+
+def tells_other_workers(access: Access) -> list[str]:
+    """Say on the channel of ticks that there is nothing left to do for another worker."""
+    with access.shop.client.pubsub() as subscription:  # type: ignore[no-untyped-call]
+        subscription.subscribe(access.shop.keys.ticks)
+        subscription.get_message(timeout=1)
+        log = _ticks(access)
+        is_told = subscription.get_message(timeout=1) is not None
+    return _errors(log) + _unless(access, "no other worker heard of the tick", is_done=is_told)
+
+
+def compares_settings(access: Access) -> list[str]:
+    """Warn of a live worker with other settings."""
+    other = about.describe(Settings(grace="1h"))
+    access.shop.client.hset(access.shop.keys.about, "here", other)
+    is_said = bool(_ticks(access).of("settings_disagree"))
+    return _unless(access, "nothing was said of other settings", is_done=is_said)
+
+
+def forgets_old_notes(access: Access) -> list[str]:
+    """Remove the note on a reservation that was to be tried again, and has left the index."""
+    shop = access.shop
+    shop.client.delete(shop.keys.index)
+    shop.client.hset(shop.keys.quarantine, "left:mug", f"reason=record_missing at={PAST} score={PAST} retry={PAST}")
+    log = _ticks(access)
+    is_gone = not shop.client.hexists(shop.keys.quarantine, "left:mug")
+    return _errors(log) + _unless(access, "the note is still there", is_done=is_gone)
 
 
 def checks(access: Access) -> list[str]:
@@ -58,6 +100,13 @@ def shows_the_page(access: Access) -> list[str]:
         "" if watch.figures().is_up else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]
+
+
+def warns_of_a_short_life(access: Access) -> list[str]:
+    """See that Redis deletes a reservation when it falls due."""
+    access.shop.client.pexpire(access.shop.keys.reservation_prefix + "o1:mug", 30_000)
+    is_seen = "raise their TTL" in access.output("status")[0]
+    return _unless(access, "nothing was said of a short time to live", is_done=is_seen)
 
 
 def _command(*command: str) -> Operation:
@@ -85,14 +134,13 @@ def watches(access: Access) -> list[str]:
 
 def audits_what_is_emptied(access: Access) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
-    written, looks = KeyTracking.written, count(1)
+    read_counters = Recount._read_counters
 
-    def spied(tracking: KeyTracking) -> set[bytes]:
-        if next(looks) == 2:  # the first that stands under a WATCH
-            access.shop.client.flushall()
-        return written(tracking)
+    def emptied(recount: Recount, pipe: Any) -> Any:  # noqa: ANN401  # as it is
+        access.shop.client.flushall()  # under the WATCH
+        return read_counters(recount, pipe)
 
-    with patch.object(KeyTracking, "written", spied):
+    with patch.object(Recount, "_read_counters", emptied):
         failures = access.complaints("audit")
     return [line for line in failures if "was emptied meanwhile" not in line]
 
@@ -178,11 +226,21 @@ def gives_way(access: Access) -> list[str]:
     return [line for line in failures if "somebody has resumed expiry" not in line]
 
 
-def _ticks(access: Access, **settings: Any) -> list[str]:  # noqa: ANN401  # any setting
+def _ticks(access: Access, **settings: Any) -> Log:  # noqa: ANN401  # any setting
     log = Log()
     with connect(access.settings) as client:
         Worker(Servers.of(client, access.settings.model_copy(update=settings)).shards[0], log.logger()).run_once()
+    return log
+
+
+def _errors(log: Log) -> list[str]:
     return [entry["message"] for entry in log.of("processing_error")]
+
+
+def _unless(access: Access, problem: str, *, is_done: bool) -> list[str]:
+    """Return the problem and what the server refused, which no command says, unless all is well."""
+    refused = ", ".join(f"{reason} {what}" for reason, what in refusals(access.shop.client))
+    return [] if is_done else [f"{problem}; refused: {refused}"]
 
 
 READING: list[Operation] = [
@@ -195,11 +253,20 @@ READING: list[Operation] = [
     tails,
     watches,
     shows_the_page,
+    warns_of_a_short_life,
     _command("audit"),
     audits_what_is_emptied,
 ]
 OPERATIONS: dict[str, list[Operation]] = {
-    "expirer": [expires, pulls_the_brake, checks],
+    "expirer": [
+        expires,
+        pulls_the_brake,
+        listens,
+        tells_other_workers,
+        compares_settings,
+        forgets_old_notes,
+        checks,
+    ],
     "expirer-look": READING,
     "expirer-mend": [
         _command("pause", "--for", "1h"),

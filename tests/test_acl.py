@@ -27,7 +27,7 @@ from tests.acl import (
     users,
     with_passwords,
 )
-from tests.acl_operations import OPERATIONS, complaints, pulls_the_brake, tails
+from tests.acl_operations import OPERATIONS, complaints, expires, pulls_the_brake, tails
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer
@@ -159,6 +159,20 @@ def test_a_group_is_for_its_purpose_alone(employ: Employ) -> None:
 def test_nobody_needs_a_name(employ: Employ, user: str) -> None:
     """Without the right to name its connections a user does all that it is there for."""
     assert [] == complaints(employ(user, NAMING), user)
+
+
+def test_expiry_goes_on_without_what_is_beside_it(employ: Employ) -> None:
+    """Without each right that the file says only something else loses by, units come back, and the brake works."""
+    comment = TEXT[: TEXT.index("\nuser expirer ")].partition("something is lost:\n")[2]
+    rights = re.findall(r"(?<= )[+~&]\S+", comment)
+    assert set(rights) <= {*RULES["expirer"]}
+    assert {"+info", "+publish", "&{inventory}:ticks", "~{inventory}:check:*"} <= {*rights}
+    access = employ("expirer", *rights, NAMING)
+
+    for operation in (pulls_the_brake, expires):
+        access.fill()
+        assert [] == operation(access)
+    assert "Expired" == access.shop.status("o1:mug")
 
 
 def test_with_shards(employ: Employ) -> None:
