@@ -69,8 +69,7 @@ class Behaviour(BaseSettings):
     namespace: str = Field("inventory", description="hash tag of every key; app1:{inventory} is taken as it is")
     shards: int = _between(1, 1, 1024, "number of shards")
     interval: _Duration = _between(
-        *("60s", "10ms", "10m"),
-        "longest time between two ticks, 10m at most; a worker without a tick for longer counts as dead",
+        "60s", "10ms", "10m", "longest time between two ticks; a worker without a tick for longer counts as dead"
     )
     batch_size: int = _between(
         100, 1, 1000, "most reservations in one script call, which limits how long it blocks Redis"
@@ -84,12 +83,10 @@ class Behaviour(BaseSettings):
         "24h", "0", LONGEST, "how long an ended reservation stays readable; 0 deletes it, forever keeps it"
     )
     brake_above: int = _between(
-        *(0, 0, 2**53),
-        "number of overdue reservations above which expiry stops until a person resumes it; 0: no brake",
+        0, 0, 2**53, "expiry stops above this number of overdue reservations until a person resumes it; 0: no brake"
     )
     max_clock_jump: _Duration = _between(
-        *("5m", "0", LONGEST),
-        "how far the server's clock may jump ahead before expiry stops until a person resumes it; 0: any",
+        "5m", "0", LONGEST, "longest jump ahead of the server's clock that does not pull the brake; 0: any"
     )
     max_rate: int = _between(
         0, 0, 10**6, "most reservations per second on a shard, for all workers together; 0: no limit"
