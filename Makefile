@@ -4,7 +4,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: audit bench clean demo demo-monitoring lint lock sbom test torture
+.PHONY: bench clean demo demo-monitoring lint lock test torture
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -38,22 +38,10 @@ lint: $(VENV)/.lint
 	$(BIN)/hadolint Dockerfile
 
 # What the image is made of, each file by its hash: the program's dependencies, and what builds its wheel.
-LOCKED := deploy/requirements.txt deploy/build-requirements.txt
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.13 --generate-hashes --custom-compile-command 'make lock'
 lock: $(VENV)/.lock
 	$(LOCK) --extra http --output-file deploy/requirements.txt pyproject.toml
 	echo hatchling | $(LOCK) --output-file deploy/build-requirements.txt -
-
-# Known vulnerabilities in it. Strict: else what its source has never heard of would pass.
-audit: $(VENV)/.audit
-	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(LOCKED:%=--requirement %)
-
-# What the image holds beside Python and Debian: names, versions, licences, and which needs which.
-sbom: $(VENV)/.sbom
-	$(BIN)/python -m venv --clear --without-pip dist/image
-	$(BIN)/pip --python dist/image install --quiet --require-hashes --requirement deploy/requirements.txt
-	$(BIN)/pip --python dist/image install --quiet --no-deps .
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json dist/image
 
 clean:
 	rm -rf $(VENV) dist benchmarks/.peers benchmarks/.quick benchmarks/.results.json tests/torture/.results.json

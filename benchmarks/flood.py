@@ -49,7 +49,7 @@ PART = Part(
     method=(
         "1,000 reservations due evenly over 10 s, default settings, `EXPIRER_HTTP_PORT` set. The flood: five clients"
         " that ask as fast as they are answered, four that connect, send noise and leave, 600 that drip in a request"
-        " without end (the port lets in 500). It runs on the same two cores, at the lowest priority, as it stands for"
+        " without end (eight are open at a time). It runs on the same two cores, at the lowest priority, standing for"
         " other machines. The bystander is a web server of another process, which the worker knows nothing of: what any"
         " flood on this machine costs."
     ),

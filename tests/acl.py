@@ -43,8 +43,10 @@ def with_passwords(text: str) -> str:
 
 TEXT = FILE.read_text()
 RULES = users(with_passwords(TEXT))
-OF_A_TOPOLOGY = {"+wait", "+cluster|slots", "+command"}
+OF_A_TOPOLOGY = {"+cluster|slots", "+command"}
 """What one server alone asks of nobody: see test_acl_topologies."""
+NAMING = "+client|setname"
+"""It names connections in CLIENT LIST; without it everything else works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Desk:
             admin.hset(shop.keys.quarantine, id_, f"reason=stock_missing at={PAST} score={PAST}")
         admin.hset(shop.keys.quarantine, "old:mug", f"reason=stock_missing at={PAST} score={PAST}")
         admin.pexpire(shop.keys.reservation_prefix + "q1:mug", 86_400_000)
-        admin.hset(shop.keys.control, mapping={"paused": 1, "until": PAST, "by": "ann"})
+        admin.hset(shop.keys.control, mapping={"paused": 1, "until": PAST - 1, "by": "ann"})
         admin.zadd(shop.keys.workers, {"gone": PAST, "here": worker_clock()})
         admin.hset(shop.keys.about, mapping={"gone": "version=1", "here": "version=1"})
 

@@ -48,7 +48,7 @@ def checks(desk: Desk) -> list[str]:
 
 
 def shows_the_page(desk: Desk) -> list[str]:
-    """Read what the page and the metrics show."""
+    """Read what `expirer web` shows."""
     with connect_all(desk.settings) as servers:
         watch = Watch(servers, desk.settings, Log().logger())
         watch.read()
@@ -87,10 +87,10 @@ def audits_what_is_emptied(desk: Desk) -> list[str]:
     """Audit while somebody empties the database under the eyes of it, and say so."""
     written, looks = KeyTracking.written, count(1)
 
-    def spied(feed: KeyTracking) -> set[bytes]:
+    def spied(tracking: KeyTracking) -> set[bytes]:
         if next(looks) == 2:  # the first that stands under a WATCH
             desk.shop.client.flushall()
-        return written(feed)
+        return written(tracking)
 
     with patch.object(KeyTracking, "written", spied):
         told = desk.complaints("audit")
@@ -193,11 +193,12 @@ LOOKING: list[Duty] = [
     _verb("quarantine", "show", "q1:mug"),
     tails,
     watches,
+    shows_the_page,
     _verb("audit"),
     audits_what_is_emptied,
 ]
 DUTIES: dict[str, list[Duty]] = {
-    "expirer": [expires, pulls_the_brake, checks, shows_the_page],
+    "expirer": [expires, pulls_the_brake, checks],
     "expirer-look": LOOKING,
     "expirer-mend": [
         _verb("pause", "--for", "1h"),

@@ -25,6 +25,7 @@ from expirer.contract.keys import shard_keys
 from expirer.web.charts import HOUR_MS, PERIOD_MS
 from expirer.web.page import CSP, Page, render
 from expirer.web.watch import Watch, now_ms
+from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
 from tests.conftest import Log
@@ -55,8 +56,10 @@ class Shop:
     def open(self) -> tuple[Page, Page]:
         """Return the page after an hour, and a little later, when the shop is paused."""
         threads = [threading.Thread(target=worker.run) for worker in self._workers]
-        for thread in threads:
+        listeners = [WakeListener([worker], Log().logger()) for worker in self._workers]
+        for thread, listener in zip(threads, listeners, strict=True):
             thread.start()
+            listener.start()
         self._reserve("vase", timedelta(seconds=12))
         self._client.delete(self._keys.stock_prefix + "vase")  # as a careless import does
         for number in range(LOOKS):
@@ -71,7 +74,8 @@ class Shop:
         for _ in range(LOOKS // 9):
             self._serve()
         paused = self._page()
-        for worker, thread in zip(self._workers, threads, strict=True):
+        for worker, thread, listener in zip(self._workers, threads, listeners, strict=True):
+            listener.stop()
             worker.stop()
             thread.join()
         return well, paused

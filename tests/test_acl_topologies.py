@@ -34,7 +34,7 @@ OF_A_CLUSTER = [
     pytest.param(user, rule, id=f"{user} {rule}")
     for user in ON_A_CLUSTER
     for rule in RULES[user]
-    if rule in OF_A_TOPOLOGY - {"+wait"}
+    if rule in OF_A_TOPOLOGY
 ]
 
 
@@ -98,21 +98,20 @@ def bed(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def credentials(bed: Replicated) -> Iterator[dict[str, object]]:
-    """Create the sidecar's user everywhere; return the settings of a worker that wants the word of a replica."""
+    """Create the sidecar's user everywhere; return the settings of a worker."""
     for server in bed.servers:
         hire(server, "expirer", *RULES["expirer"])
     yield {
         "redis_url": f"redis://expirer:{quote(PASSWORD)}@/0",
         "redis_sentinel_username": "expirer",
         "redis_sentinel_password": PASSWORD,
-        "min_replicas_ack": 1,
     }
     for sentinel in bed.sentinels:
         hire(sentinel, "expirer", *AT_SENTINELS["expirer"])
 
 
 def test_the_rights_suffice_with_sentinels(bed: Replicated, credentials: dict[str, object], log: Log) -> None:
-    """With exactly the rights of both files a worker drains, its replicas acknowledge it, and it follows a failover."""
+    """With exactly the rights of both files a worker drains, and follows a failover."""
     old = bed.primary()
     old.client().flushall()
     backlog = Backlog(old.client())
@@ -134,21 +133,18 @@ def test_the_rights_suffice_with_sentinels(bed: Replicated, credentials: dict[st
     backlog.assert_expired_once()
 
 
-@pytest.mark.parametrize("missing", ["wait", "sentinel"])
-def test_each_right_for_sentinels_is_needed(
-    bed: Replicated, credentials: dict[str, object], log: Log, missing: str
-) -> None:
-    """Without WAIT, or without the one right that a Sentinel grants, a tick fails and says which."""
+def test_the_right_at_the_sentinels_is_needed(bed: Replicated, credentials: dict[str, object], log: Log) -> None:
+    """Without the one right that a Sentinel grants a tick fails, and says which."""
     wait_until(lambda: len(bed.replicas()) == 2)
     backlog = Backlog(bed.primary().client())
     backlog.add(1)
-    for server in bed.servers if missing == "wait" else bed.sentinels:
-        hire(server, "expirer", "-wait" if missing == "wait" else "-@all")
+    for server in bed.sentinels:
+        hire(server, "expirer", "-@all")
 
     assert 1 == worker_of(bed, log, **credentials).tick().errors
 
     [error] = log.of("processing_error")
-    assert missing in error["message"].lower()
+    assert "sentinel" in error["message"].lower()
     assert "permission" in error["message"]
 
 

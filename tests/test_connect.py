@@ -150,7 +150,7 @@ def test_a_silent_connection_is_kept_alive(topology: str) -> None:
 def test_a_listening_connection_is_kept_alive(own_server: RedisServer) -> None:
     """A subscriber's socket is kept alive too: it is silent for as long as nothing is published."""
     with connect(Settings(redis_url=f"redis://127.0.0.1:{own_server.port}")) as client:
-        pubsub: Any = client.pubsub()  # type: ignore[no-untyped-call]
+        pubsub: Any = client.pubsub()
         pubsub.subscribe("nothing")
         sock = pubsub.connection._sock
 
@@ -176,7 +176,7 @@ def test_client_is_no_precondition(server_binary: Path, tmp_path: Path, log: Log
     server.start()
     try:
         with server.client() as admin:
-            admin.execute_command("ACL", "SETUSER", "clerk", "on", "nopass", "~*", "&*", "+@all", "-client")  # type: ignore[no-untyped-call]
+            admin.execute_command("ACL", "SETUSER", "clerk", "on", "nopass", "~*", "&*", "+@all", "-client")
         user = "clerk:any@" if how == "refused" else ""
         settings = Settings(redis_url=f"redis://{user}127.0.0.1:{server.port}")
         assert Tick() == Worker(connect_all(settings).shards[0], log.logger()).tick(), log.entries

@@ -72,7 +72,7 @@ def lines_for_people(err: str) -> list[str]:
 
 def test_every_verb_is_tried() -> None:
     """The examples have every verb that ends by itself; reshard, which is for one layout on one server, is apart."""
-    assert {*COMMANDS} - {"run", "tail", "top", "demo", "reshard"} <= {*EXAMPLES}
+    assert {*COMMANDS} - {"run", "web", "tail", "top", "demo", "reshard"} <= {*EXAMPLES}
 
 
 @pytest.mark.parametrize("verb", EXAMPLES)

@@ -79,7 +79,7 @@ def image_files() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the commands of the Dockerfile leave: the environment of the build, its wheel, and the image's environment."""
+    """What the commands of the Dockerfile leave: the build's environment, the wheel, and the image's environment."""
 
     builder: Path
     wheel: Path
@@ -92,8 +92,8 @@ class Image:
 
     def build(self, source: Path, to: Path) -> Path:
         """Build a wheel from a folder or an sdist; RuntimeError if that fails."""
-        words = [self.builder / "bin" / "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", to, source]
-        must(run(words, cwd=to.parent))
+        flags = ("--no-build-isolation", "--no-deps", "--wheel-dir")
+        must(run([self.builder / "bin" / "pip", "wheel", *flags, to, source], cwd=to.parent))
         (wheel,) = to.glob("*.whl")
         return wheel
 
@@ -189,8 +189,8 @@ def test_the_installed_program_expires(image: Image, own_server: RedisServer, tm
         inventory.assert_conserved({"sku": 10})
 
 
-def test_the_installed_program_has_every_verb(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
-    """Each verb of the installed wheel works with what it brought along, scripts included: text and JSON."""
+def test_the_installed_program_has_every_command(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
+    """The commands of the installed wheel work with what they brought along, scripts included: text and JSON."""
     with own_server.client() as client:
         inventory = Inventory(client)
         inventory.stock("sku", available=7, reserved=3)
@@ -211,9 +211,9 @@ def test_the_installed_program_has_every_verb(image: Image, own_server: RedisSer
         assert json.loads(works("pending --json"))["reservation_id"] == "o1:sku"
         client.zrem(inventory.keys.index, "o1:sku")
         client.hset(inventory.keys.quarantine, "o1:sku", "reason=quantity_invalid at=1 score=1800000000000")
-        for verb in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
-            assert json.loads(works(f"{verb} --json"))["shard"] == 0
-            assert "o1:sku" in works(verb)
+        for command in ("show o1:sku", "quarantine show o1:sku", "quarantine list"):
+            assert json.loads(works(f"{command} --json"))["shard"] == 0
+            assert "o1:sku" in works(command)
         run(
             [image.program, "quarantine", "release", "o1:sku", "--quantity", "3"], cwd=tmp_path, environment=environment
         )

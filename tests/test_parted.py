@@ -44,7 +44,7 @@ def test_a_primary_that_was_replaced_is_left(parted: Parted) -> None:
     """A worker that asks the other Sentinels works on the new primary while the old one still takes writes."""
     shop = Inventory(parted.old.client())
     others = {"redis_sentinels": ",".join(f"127.0.0.1:{one.port}" for one in parted.topology.sentinels[1:])}
-    with Program("redis://", interval="24h", **{**parted.topology.settings, **others}):
+    with Program("redis://", interval="10m", **{**parted.topology.settings, **others}):
         wait_until(lambda: shop.client.zcard(shop.keys.workers))
         new = Inventory(parted.part().client())
         new.stock("mug", 9, 1)

@@ -24,9 +24,9 @@ PATIENT = "?socket_timeout=600"
 # The first EXEC of a worker on a new server is answered with NOSCRIPT: the third carries the second batch.
 IN_SECOND_BATCH = 3
 
-FINISHES = "sidecar._STOP_DEADLINE_S"
+FINISHES = "worker.process._STOP_DEADLINE_S"
 """Of one that is told to stop, for what is under way."""
-GIVES_UP = "sidecar._FAREWELL_S"
+GIVES_UP = "worker.process._FAREWELL_S"
 """Of one that does not wait for it, to say so."""
 
 stop_signals = pytest.mark.parametrize("number", [SIGTERM, SIGINT])

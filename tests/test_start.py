@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.program import DEADLINE_S, Backlog, wait_until
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 
 EXPIRER = f"{shlex.quote(sys.executable)} -m expirer"
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
@@ -125,6 +125,8 @@ def loading(folder: Path) -> Path:
         ("run", SIGTERM, 0),
         ("run", SIGINT, 0),
         ("run", SIGHUP, 0),
+        ("web", SIGTERM, 0),
+        ("web", SIGINT, 0),
         ("status", SIGTERM, 143),
         ("status", SIGINT, 130),
         ("status", SIGHUP, 129),
@@ -135,7 +137,8 @@ def test_a_stop_while_modules_load_is_obeyed(
 ) -> None:
     """A stop that comes before the program has begun ends it: `run` exits 0, a command never as if all were well."""
     mark = loading(tmp_path)
-    words = [sys.executable, "-m", "expirer", command, "--redis-url", shared_server.url]
+    flags = ("--redis-url", shared_server.url, "--http-port", str(free_port()))
+    words = [sys.executable, "-m", "expirer", command, *flags]
     path = environment(PYTHONPATH=str(tmp_path))
     with subprocess.Popen(words, env=path, stderr=subprocess.PIPE) as process:
         wait_until(mark.exists)

@@ -94,27 +94,6 @@ def test_a_client_shows_its_certificate(
         assert "" != status(port, capsys, trusting)
 
 
-def test_the_other_scheme_is_named(
-    server_binary: Path, tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where one side speaks TLS and the other does not, the line has the address and the scheme to try."""
-    options = "socket_timeout=1&socket_connect_timeout=1"
-    with serving(server_binary, tmp_path, *tls_options(authority)) as port:
-        cli.main(["status", "--redis-url", f"redis://127.0.0.1:{port}/0?{options}"])
-        plain_to_tls = capsys.readouterr().err
-    server = RedisServer(server_binary, tmp_path, port=free_port())
-    server.start()
-    try:
-        tls_to_plain = status(server.port, capsys, options)
-    finally:
-        server.stop()
-
-    assert plain_to_tls.startswith(f"expirer: redis://127.0.0.1:{port}/0: ")
-    assert plain_to_tls.endswith("; if it speaks TLS, EXPIRER_REDIS_URL must begin with rediss://\n")
-    assert tls_to_plain.startswith(f"expirer: rediss://127.0.0.1:{server.port}/0: ")
-    assert tls_to_plain.endswith("; if it speaks no TLS, EXPIRER_REDIS_URL must begin with redis://\n")
-
-
 @pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_a_file_that_cannot_be_read_is_named(option: str) -> None:
     """A certificate that is not there stops the start, by the name of its option."""
@@ -149,24 +128,24 @@ def test_a_user_and_a_rotated_password_file(
 def test_a_cluster_with_tls(server_binary: Path, tmp_path: Path, authority: Authority, log: Log) -> None:
     """Every node that the Cluster names is verified like the first."""
     options = (*split(tls_options(authority)), "--tls-cluster", "yes", "--tls-replication", "yes")
-    with Cluster(server_binary, tmp_path, *options, tls=authority.certificate) as bed:
-        with bed.client() as client:
+    with Cluster(server_binary, tmp_path, *options, tls=authority.certificate) as topology:
+        with topology.client() as client:
             for number in range(6):
                 shop = Inventory(client, ShardKeys.of("inventory", number, 6))
                 shop.stock("mug", 0, 1)
                 shop.hold("mug", 1, 1000)
 
-        assert 6 == Workers(log, **bed.settings, shards=6).tick().expired, log.entries
+        assert 6 == Workers(log, **topology.settings, shards=6).tick().expired, log.entries
 
 
 def test_sentinels_with_tls(server_binary: Path, tmp_path: Path, authority: Authority, log: Log) -> None:
     """Sentinels, and the primary that they name, are verified like a server."""
     with Replicated(
         server_binary, tmp_path, *split(tls_options(authority)), "--tls-replication", "yes", tls=authority.certificate
-    ) as bed:
-        settings = Settings(**bed.settings)
+    ) as topology:
+        settings = Settings(**topology.settings)
         assert Tick() == Worker(connect_all(settings).shards[0], log.logger()).tick(), log.entries
-        bed.failover()
+        topology.failover()
         worker = Worker(connect_all(settings).shards[0], log.logger())
 
         assert Tick() == worker.tick(), log.entries

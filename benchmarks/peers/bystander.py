@@ -1,20 +1,23 @@
-"""A web server that has nothing to do with expirer: what a flood costs whoever shares the machine with it."""
+"""A web server that has nothing to do with expirer: what a flood of it costs a worker on the same machine."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from wsgiref.types import StartResponse, WSGIEnvironment
-
-from waitress import serve
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def _answer(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"x" * 8000]
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "8000")
+        self.end_headers()
+        self.wfile.write(b"x" * 8000)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 if __name__ == "__main__":
     os.nice(10)
-    serve(_answer, host="127.0.0.1", port=int(sys.argv[1]), threads=6, asyncore_use_poll=True, connection_limit=500)
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Handler).serve_forever()

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from expirer.config.environment import variable, words
+from expirer.config.environment import words
 
 PORT = 6379
 _URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
@@ -97,39 +97,33 @@ class Address(BaseSettings):
     def _check_address(self) -> Self:
         url = urlsplit(self.redis_url.get_secret_value())
         options = parse_qs(url.query)
-        is_socket, has_sentinels = url.scheme == "unix", bool(self.redis_sentinels)
-        has_database = url.path.strip("/0") or options.get("db", ["0"]) != ["0"]
         has_password = url.password or "password" in options
-        has_sentinel_password = bool(self.redis_sentinel_password.get_secret_value())
-        problems = {
-            "EXPIRER_REDIS_CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other: a Cluster has none": (
-                self.redis_cluster and has_sentinels
+        has_database = url.path.strip("/0") or options.get("db", ["0"]) != ["0"]
+        has_sentinel_password = self.redis_sentinel_password.get_secret_value()
+        problems = [
+            ("CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other", self.redis_cluster and self.redis_sentinels),
+            (
+                "URL is a socket of this machine: a Cluster and Sentinels need redis://…",
+                url.scheme == "unix" and (self.redis_cluster or self.redis_sentinels),
             ),
-            "EXPIRER_REDIS_URL is a socket of this machine: a Cluster and Sentinels need redis://…": (
-                is_socket and (self.redis_cluster or has_sentinels)
+            ("URL names a database: a Cluster has only 0", self.redis_cluster and has_database),
+            ("PASSWORD_FILE is set, and the address has a password too", self.redis_password_file and has_password),
+            (
+                "URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need",
+                len(host_ports(url.netloc)) > 1 and not self.redis_cluster,
             ),
-            "EXPIRER_REDIS_URL names a database: a Cluster has only 0": self.redis_cluster and has_database,
-            "EXPIRER_REDIS_URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need": (
-                len(host_ports(url.netloc)) > 1 and not self.redis_cluster
+            (
+                "SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other",
+                self.redis_sentinel_password_file and has_sentinel_password,
             ),
-            "EXPIRER_REDIS_PASSWORD_FILE is set, and the address has a password too: keep one of them": (
-                self.redis_password_file and has_password
-            ),
-            "EXPIRER_REDIS_SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other": (
-                self.redis_sentinel_password_file and has_sentinel_password
-            ),
-        }
-        for problem, is_there in problems.items():
-            if is_there:
-                raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _check_sentinels_are_named(self) -> Self:
+        ]
         for name, field in Address.model_fields.items():
-            is_idle = name.startswith("redis_sentinel_") and not self.redis_sentinels
-            if is_idle and getattr(self, name) != field.default:
-                raise ValueError(f"{variable(name)} needs EXPIRER_REDIS_SENTINELS, which names the Sentinels")
+            is_idle = name.startswith("redis_sentinel_") and getattr(self, name) != field.default
+            problem = f"{name.removeprefix('redis_').upper()} needs EXPIRER_REDIS_SENTINELS, which names the Sentinels"
+            problems.append((problem, is_idle and not self.redis_sentinels))
+        for problem, is_there in problems:
+            if is_there:
+                raise ValueError(f"EXPIRER_REDIS_{problem}")
         return self
 
 
@@ -177,7 +171,10 @@ def _check_options(query: str, possible: set[str]) -> None:
     if not re.fullmatch(r"\d{1,6}", options.get("db", "0")):
         raise ValueError("has a db that is not the number of a database")
     for option in _TIMEOUTS & options.keys():
-        if not _is_timeout(options[option]):
+        if (
+            not re.fullmatch(r"\d{1,4}(\.\d+)?", options[option])
+            or not 0 < float(options[option]) <= _LONGEST_TIMEOUT_S
+        ):
             raise ValueError(f"has a {option} that is not above 0 and at most {_LONGEST_TIMEOUT_S} seconds")
     for option in _TLS_FILES & named:
         try:
@@ -185,10 +182,3 @@ def _check_options(query: str, possible: set[str]) -> None:
         except (LookupError, OSError) as error:
             why = getattr(error, "strerror", None) or "it names none"
             raise ValueError(f"has an {option} that cannot be read: {why}") from None
-
-
-def _is_timeout(text: str) -> bool:
-    try:
-        return 0 < float(text) <= _LONGEST_TIMEOUT_S  # which nan is not
-    except ValueError:
-        return False

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -71,9 +70,7 @@ class Servers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for client in {shard.client for shard in self.shards}:
             client.close()
 
@@ -155,9 +152,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     hosts = urlsplit(url).netloc.rpartition("@")[2]
     one_host = url.replace(hosts, hosts.partition(",")[0], 1) if "," in hosts else url
     own: dict[str, Any] = dict(parse_url(one_host))  # type: ignore[no-untyped-call]
-    if settings.redis_password_file is not None:
-        own.pop("password", None)
-        own["credential_provider"] = PasswordFile(settings.redis_password_file, own.pop("username", None))
+    own |= _login(own.pop("username", None), own.pop("password", None), settings.redis_password_file)
     name = own.pop("client_name", _NAME)
     options = {
         "parser_class": _PARSER,
@@ -186,23 +181,21 @@ def _greet(name: str, connection: pipeline.Connection) -> None:
 
 def _of_sentinels(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Return how to connect to the Sentinels: as to the server, with credentials of their own and short time-outs."""
-    shared = {
-        name: value for name, value in options.items() if name.startswith(("retry", "protocol", "socket_", "ssl_"))
-    }
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        shared[name] = min(sentinel.PATIENCE_S, shared[name])
-    username = settings.redis_sentinel_username or None
-    if settings.redis_sentinel_password_file is not None:
-        return {**shared, "credential_provider": PasswordFile(settings.redis_sentinel_password_file, username)}
-    password = settings.redis_sentinel_password.get_secret_value() or None
-    return {**shared, "username": username, "password": password}
+    shared = {name: options[name] for name in options if name.startswith(("protocol", "retry", "socket_", "ssl_"))}
+    shared |= dict.fromkeys(("socket_connect_timeout", "socket_timeout"), sentinel.PATIENCE_S)
+    username, password = settings.redis_sentinel_username, settings.redis_sentinel_password.get_secret_value()
+    return shared | _login(username or None, password or None, settings.redis_sentinel_password_file)
+
+
+def _login(username: str | None, password: str | None, file: Path | None) -> dict[str, Any]:
+    if file is not None:
+        return {"credential_provider": PasswordFile(file, username)}
+    return {"username": username, "password": password}
 
 
 def longest_turn_s(settings: Settings) -> float:
     """Return how long a batch can take at worst: when each of its waits lasts until its time-out."""
     options = parse_qs(urlsplit(settings.redis_url.get_secret_value()).query)
     waits = [float(options.get(name, [_TIMEOUT_S])[0]) for name in ("socket_timeout", "socket_connect_timeout")]
-    looks_s = 4 * sentinel.PATIENCE_S * len(settings.redis_sentinels)  # at first to keep, then to make a connection
-    if settings.redis_cluster:
-        looks_s = cluster.LONGEST_S
-    return _WAITS_OF_A_TURN * max(waits) + looks_s
+    of_sentinels_s = 4 * sentinel.PATIENCE_S * len(settings.redis_sentinels)  # asked twice, to connect and to answer
+    return _WAITS_OF_A_TURN * max(waits) + (cluster.LONGEST_S if settings.redis_cluster else of_sentinels_s)

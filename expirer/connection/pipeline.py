@@ -30,6 +30,6 @@ def read(connection: Connection, count: int = 1) -> Reply:
 def peer_of(connection: Connection) -> object:
     """Return the address that a connection leads to; None if it leads nowhere."""
     try:
-        return getattr(connection, "_sock").getpeername()  # noqa: B009  # redis-py has no other way to ask
-    except (AttributeError, OSError):
+        return vars(connection)["_sock"].getpeername()
+    except (AttributeError, LookupError, OSError):
         return None

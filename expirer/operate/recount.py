@@ -101,12 +101,14 @@ class Recount:
 
     def _catch_up(self) -> None:
         """Read what was written since the last time; the first time all that is known of the product."""
-        for ids in () if self._is_read else sliced(self._scan.known(self._shard.number, self._product_id), _SLICE):
+        if self._is_read:
+            self._take_changed()
+            return
+        for ids in sliced(self._scan.known(self._shard.number, self._product_id), _SLICE):
             for row in self._scan.examine(self._shard.number, ids):
                 self._take(row)
             self._take_changed()
         self._is_read = True
-        self._take_changed()
 
     def _take_changed(self) -> None:
         for number, row in self._scan.changed():

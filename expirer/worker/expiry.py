@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisError, WatchError
 from expirer.config.durations import to_ms
 from expirer.connection import pipeline
 from expirer.connection.connect import is_replaced
-from expirer.connection.pipeline import Connection
+from expirer.connection.pipeline import Connection, Reply
 from expirer.contract import about, control, scripts
 from expirer.contract.clock import worker_clock
 from expirer.contract.control import Control, Pause
@@ -212,7 +212,7 @@ class Expiry:
             *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
         )
 
-    def _batch(self, reply: Any, pause: Pause | None, sent_at: float) -> Batch:  # noqa: ANN401  # as expire.lua's header has it
+    def _batch(self, reply: Reply, pause: Pause | None, sent_at: float) -> Batch:
         next_expires_at = int(reply[1]) if reply[1] else None
         elapsed_s = time.perf_counter() - sent_at
         grace_ms = to_ms(self._shard.settings.grace)

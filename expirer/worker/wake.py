@@ -10,12 +10,13 @@ from typing import Any
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
+from expirer.connection.connect import is_replaced
 from expirer.connection.errors import describe
 from expirer.connection.pipeline import peer_of
 from expirer.worker.worker import Worker
 
 _CHECK_S = 2.0
-"""How often it looks whether its worker speaks to another server by now."""
+"""How often it asks itself whether another server is the primary by now."""
 _SILENCE_S = 10.0
 """Then the server is asked whether it is still there: one that vanished closes no connection."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
@@ -77,8 +78,8 @@ class WakeListener:
                 if message is not None:
                     heard_at, is_asked = time.monotonic(), False
                     self._handle(message)
-                elif worker.peer not in (None, peer):
-                    raise RedisError(f"{worker.peer} is the server by now")
+                elif worker.peer not in (None, peer) or is_replaced(pubsub.connection):
+                    raise RedisError("another server is the primary by now")
                 elif time.monotonic() - heard_at > _SILENCE_S:
                     if is_asked:
                         raise RedisError("no answer")
