@@ -55,10 +55,11 @@ def an_old_backup(shop: Inventory) -> None:
 
 
 def a_poison_entry(shop: Inventory) -> None:
-    """One reservation has no number for a quantity, another is gone."""
+    """One reservation has no number for a quantity, another was gone from the start."""
     shop.stock("mug", 6, 3)
+    entry = "reason=reservation_missing at=1795469462001 score=1795469461999"
+    shop.client.hset(shop.keys.quarantine, "order-6:mug", entry)
     shop.hold("mug", "two", 1_795_469_461_999, "order-5:mug")
-    shop.client.zadd(shop.keys.index, {"order-6:mug": 1_795_469_461_999})
 
 
 def a_leaked_hold(shop: Inventory) -> None:
@@ -199,7 +200,10 @@ def settle(client: redis.Redis, *, has_worker: bool) -> None:
         about: Any = client.hvals(shop.keys.about)
         is_halted = Control.read(client.hmget(shop.keys.control, control.FIELDS)).halt(now()) is not None
         is_drained = is_halted or not client.zcount(shop.keys.index, 0, now() - 1)
-        return is_drained and any(b"skew_ms" in text for text in about)
+        if is_drained and any(b"skew_ms" in text for text in about):
+            return True
+        client.publish(shop.keys.wake, "1")  # its first look cannot know its clock yet
+        return False
 
     if has_worker:
         wait_until(is_settled)
