@@ -198,7 +198,8 @@ def settle(client: redis.Redis, *, has_worker: bool) -> None:
         if memory["maxmemory"] == 1 or replication["role"] != "master":
             return True
         about: Any = client.hvals(shop.keys.about)
-        is_halted = Control.read(client.hmget(shop.keys.control, control.FIELDS)).halt(now()) is not None
+        row: Any = client.hmget(shop.keys.control, control.FIELDS)
+        is_halted = Control.read(row).halt(now()) is not None
         is_drained = is_halted or not client.zcount(shop.keys.index, 0, now() - 1)
         if is_drained and any(b"skew_ms" in text for text in about):
             return True
