@@ -43,7 +43,7 @@ def test_a_user_without_channels_is_told(own_server: RedisServer) -> None:
     Redis 7 gives a new user no channels at all.
     """
     with own_server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "+@all", "resetchannels")  # type: ignore[no-untyped-call]
+        admin.execute_command("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "+@all", "resetchannels")
         port = free_port()
         with Program(f"redis://clerk:pw@127.0.0.1:{own_server.port}", http_port=port) as program:
             entry = program.wait_for("wake_unavailable")
@@ -53,7 +53,7 @@ def test_a_user_without_channels_is_told(own_server: RedisServer) -> None:
             assert "NOPERM" in entry["message"] or "permissions" in entry["message"]
             assert readyz(port).startswith("ok, but wake messages are not heard: ")
             assert not listening(port)
-            admin.execute_command("ACL", "SETUSER", "clerk", "allchannels")  # type: ignore[no-untyped-call]
+            admin.execute_command("ACL", "SETUSER", "clerk", "allchannels")
             wait_until(lambda: listening(port))
             assert readyz(port) == "ok\n"
             assert len(program.of("wake_unavailable")) == 1
