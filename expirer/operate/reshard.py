@@ -23,7 +23,7 @@ from expirer.contract.numbers import integer
 from expirer.contract.text import decode, printable
 from expirer.operate.audit import audit
 from expirer.operate.check import wrong_types
-from expirer.operate.inventory_scan import sliced, unpacked
+from expirer.operate.inventory_scan import sliced
 from expirer.operate.pause import is_conflict
 from expirer.operate.places import MOST_SHARDS, Ids, Places, ReshardError
 from expirer.operate.server import reporting_errors
@@ -213,12 +213,12 @@ class _Move:
         never takes an order again that was confirmed.
         """
         self._places.is_begun = True
-        placed = dict.fromkeys(unpacked(ids.placed))
+        placed = dict.fromkeys(ids.placed)
         if len(placed) > _MOST_AT_ONCE:
             what = f"{printable(decode(product_id))} has {len(placed):,} Active reservations"
             raise ReshardError(f"{what}, more than the {_MOST_AT_ONCE:,} that move in one step: let some end first")
         self._move(old, product_id, placed)
-        ended = (id_ for id_ in dict.fromkeys(unpacked(ids.ended)) if id_ not in placed)
+        ended = (id_ for id_ in dict.fromkeys(ids.ended) if id_ not in placed)
         for some in sliced(ended, _ENDED_AT_ONCE):
             self._move(old, product_id, some)
         self._products += bool(product_id)
