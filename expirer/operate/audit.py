@@ -171,15 +171,13 @@ class _Repair:
         done: Counter[str] = Counter()
         for finding in tqdm(plans, "repairing", unit="", disable=None, leave=False):
             try:
+                step = partial(self._repair_reservation, finding)
                 if finding.id_name == "product_id":
-                    step = partial(self._repair_counters, Recount(self._scan, finding.shard, finding.id), finding)
-                else:
-                    step = partial(self._repair_reservation, finding)
-                outcome = _attempts(step, self._log_conflict) or "given up"
+                    step = partial(self._repair_counters, finding, Recount(self._scan, finding.shard, finding.id))
+                done[_attempts(step, self._log_conflict) or "given up"] += 1
             except TrackingLostError as error:
                 self._log.warning("counters_not_repaired", product_id=decode(finding.id), error=str(error))
-                outcome = "not counted again"
-            done[outcome] += 1
+                done["not counted again"] += 1
         return done
 
     def _repair_reservation(self, finding: Finding) -> str:
@@ -187,12 +185,10 @@ class _Repair:
         with finding.shard.client.pipeline() as transaction:
             pipe: Any = transaction
             pipe.watch(finding.key, keys.quarantine)
-            found = {one.kind: one for one in _judge_again(self._scan, finding.shard.number, finding.id)}
-            current = found.get(finding.kind)
-            if current is None:
-                return "repaired meanwhile"
-            if current.plan != finding.plan:
-                return "changed meanwhile"
+            found = _judge_again(self._scan, finding.shard.number, finding.id)
+            current = next((one for one in found if one.kind == finding.kind), None)
+            if current is None or current.plan != finding.plan:
+                return "changed meanwhile" if current else "repaired meanwhile"
             pipe.multi()
             self._queue(pipe, current)
             pipe.publish(keys.wake, "1")
@@ -200,7 +196,7 @@ class _Repair:
         self._log.warning("reservation_repaired", **current.fields(), by=self._by)
         return "repaired"
 
-    def _repair_counters(self, recount: Recount, finding: Finding) -> str:
+    def _repair_counters(self, finding: Finding, recount: Recount) -> str:
         with recount.commit() as (pipe, count):
             current = judge_counters(finding.shard, finding.id, count)
             if current and current.plan:

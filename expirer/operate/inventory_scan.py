@@ -142,9 +142,12 @@ class InventoryScan:
             for places in self._scan("reservations", self._prefixes):
                 yield from self._read(places)
         for shard, prefix in zip(self.shards, self._prefixes, strict=True):
-            for ids in sliced(_entries(shard), _SLICE):
-                names: list[Any] = [prefix + id_ for id_ in ids]
-                if not prefix or _paced(partial(shard.client.exists, *names)) < len(ids):
+            client: Any = shard.client
+            in_index = client.zscan_iter(shard.keys.index, count=_COUNT)
+            entries = chain(in_index, client.hscan_iter(shard.keys.quarantine, count=_COUNT))
+            for ids in sliced((id_ for id_, _ in entries), _SLICE):
+                names = [prefix + id_ for id_ in ids]
+                if not prefix or _paced(partial(client.exists, *names)) < len(ids):
                     rows = self._read((shard.number, id_) for id_ in ids)
                     yield from (row for row in rows if not prefix or row.type != "hash")
                 self.follow()
@@ -168,18 +171,13 @@ class InventoryScan:
                     yield number, product_id
 
     def known(self, number: int, product_id: bytes) -> Iterator[bytes]:
-        """Return the ids of the product's reservations that were Active when they were read, some of them twice.
-
-        Raises:
-            TrackingLostError: nobody knows what was written since.
-
-        """
+        """Return the ids of the product's Active reservations, some of them twice; raise TrackingLostError."""
         if self.tracking_error:
             raise TrackingLostError(self.tracking_error)
         return iter(self._known.get((number, product_id), ()))
 
     def changed(self) -> Iterator[Row]:
-        """Return what was written since the last call, as it is now; raise as `known` does."""
+        """Return what was written since the last call, as it is now; raise TrackingLostError if nobody knows."""
         try:
             written = [key for tracking in self._trackings for key in tracking.written()]
         except TrackingLostError as error:
@@ -221,14 +219,6 @@ class InventoryScan:
             self.follow()
 
 
-def _entries(shard: Shard) -> Iterator[bytes]:
-    client: Any = shard.client
-    entries = chain(
-        client.zscan_iter(shard.keys.index, count=_COUNT), client.hscan_iter(shard.keys.quarantine, count=_COUNT)
-    )
-    return (id_ for id_, _ in entries)
-
-
 def _common(prefixes: list[bytes]) -> list[bytes]:
     """Return what all prefixes begin with; of several shards also what follows the number of each."""
     return prefixes[0].split(b"0}") if len(prefixes) > 1 else prefixes
@@ -263,16 +253,12 @@ def literal(text: bytes) -> bytes:
 
 
 def _row(shard: Shard, id_: bytes, reply: tuple[bytes, ...]) -> Row:
-    type_, product_id, quantity, status, expires_at, reserved_at, score, entry, ttl_ms = reply
+    type_, product_id, quantity, *texts, score, entry, ttl_ms = reply
+    status, expires_at, reserved_at = (text.decode(errors="replace") for text in texts)
     return Row(
-        *(shard, id_, type_.decode(), product_id, integer(quantity, least=1)),
-        *(_text(status), _text(expires_at), _text(reserved_at)),
+        *(shard, id_, type_.decode(), product_id, integer(quantity, least=1), status, expires_at, reserved_at),
         *(float(score) if score else None, entry, int(ttl_ms) if ttl_ms else None),
     )
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
 
 
 def _paced(step: Callable[[], _Result]) -> _Result:

@@ -6,8 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
@@ -18,19 +17,16 @@ from expirer.operate.inventory_scan import InventoryScan, PackedIds, Row, litera
 
 MOST_SHARDS = 1024
 
+Misplaced: TypeAlias = defaultdict[tuple[int, bytes], tuple[PackedIds, PackedIds]]
+"""(shard, product id) -> the ids of its reservations; all are on another shard than they will be.
+
+The first are Active, in the index or in the quarantine: they move with the product's counters. On the others no
+counter depends, because they have ended, or have no product.
+"""
+
 
 class ReshardError(Exception):
     """The move cannot begin, or go on; every product is whole, on its old shard or on its new one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """The reservations of a product that are not where they will be."""
-
-    placed: PackedIds = field(default_factory=PackedIds)
-    """Active, in the index or in the quarantine: they move with the product's counters."""
-    ended: PackedIds = field(default_factory=PackedIds)
-    """No counter depends on them; all reservations without a product are here."""
 
 
 class Places:
@@ -38,8 +34,6 @@ class Places:
 
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
         self.old, self.new = shard_keys(settings), shard_keys(target)
-        self.is_begun = False
-        """Whether something may be on a shard that only the new number has."""
         self._servers = servers
         self._settings = settings
 
@@ -57,21 +51,19 @@ class Places:
         fitting = list(range(1, MOST_SHARDS + 1))
         stranger = b""
         for key, tag, product_id in self._keys():
-            self.is_begun |= tag in new - old
-            is_known = tag in old | new
+            is_known = tag in old or tag in new
             if product_id is not None:
                 fitting = [shards for shards in fitting if tag == self._tag_of(product_id, shards)]
                 is_known = tag in old or tag == _tag(self.home(product_id))
-            elif not is_known and key.startswith(tag + b":reservation:"):
-                is_known = self._is_no_reservation(key)
-            stranger = stranger or (b"" if is_known else key)
+            if not is_known and not stranger and not self._is_strangers(key, tag):
+                stranger = key
         if not stranger:
             return
         name = printable(decode(stranger))
         if is_moved:
             raise ReshardError(f"{name} belongs to none of {len(self.new)} shards: stop the checkouts first")
         fits = f"the inventory fits {' or '.join(map(str, fitting[:3]))} shards: " if fitting else ""
-        numbers = f"{len(self.old)} or {len(self.new)}" if len(self.old) != len(self.new) else f"{len(self.old)}"
+        numbers = " or ".join(dict.fromkeys((str(len(self.old)), str(len(self.new)))))
         raise ReshardError(
             f"{name} belongs to none of {numbers} shards: {fits}set {variable('shards')} to the present number"
         )
@@ -81,20 +73,14 @@ class Places:
         with closing(self._misplaced(InventoryScan)) as misplaced:
             return next(misplaced, None) is not None
 
-    def find(self) -> dict[tuple[int, bytes], Ids]:
-        """Return (shard, product id) -> its reservations, of all that is not where it will be; no product: b"".
-
-        Raises:
-            ReshardError: a reservation was written meanwhile.
-
-        """
-        found: defaultdict[tuple[int, bytes], Ids] = defaultdict(Ids)
+    def find(self) -> Misplaced:
+        """Return all that is not where it will be; raise ReshardError if a reservation was written meanwhile."""
+        found: Misplaced = defaultdict(lambda: (PackedIds(), PackedIds()))
         for number, product_id, row in self._misplaced(_RestingScan):
-            ids = found[number, product_id]
+            placed, ended = found[number, product_id]
             if row is not None:
-                is_placed = product_id and (row.is_active or row.is_placed)
-                (ids.placed if is_placed else ids.ended).add(row.id)
-        return dict(found)
+                (placed if product_id and (row.is_active or row.is_placed) else ended).add(row.id)
+        return found
 
     def _misplaced(self, kind: type[InventoryScan]) -> Generator[tuple[int, bytes, Row | None]]:
         """Yield (shard, product id, reservation, or None for its stock)."""
@@ -124,10 +110,10 @@ class Places:
         for keys in scan(self._servers, "finding", literal(begin[:-1]) + b"*"):
             yield from ((key, match[1], match[2]) for key in keys if (match := place.fullmatch(key)))
 
-    def _is_no_reservation(self, key: bytes) -> bool:
+    def _is_strangers(self, key: bytes, tag: bytes) -> bool:
         """Say whether it is a stranger's hash under the prefix of reservations, by the rule of an audit."""
         client: Any = self._servers.shards[0].client
-        if client.type(key) != b"hash":
+        if not key.startswith(tag + b":reservation:") or client.type(key) != b"hash":
             return False
         settings = self._settings
         fields = [settings.field_product_id, settings.field_quantity, settings.field_status]
