@@ -107,7 +107,7 @@ class _Move:
     def is_needed(self) -> bool:
         """Say whether anything is to be moved; raise ReshardError if it could not be, or not safely."""
         self._places.require_known()
-        return any(map(self._client.exists, self._left_stats)) or self._places.is_anything_misplaced()
+        return self._places.is_anything_misplaced() or any(map(self._client.exists, self._left_stats))
 
     def question(self) -> str:
         """Say what is about to happen."""
