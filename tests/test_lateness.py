@@ -158,7 +158,8 @@ class Lateness(RuleBasedStateMachine):
     @rule(for_ms=st.integers(1, 20_000))
     def pause(self, for_ms: int) -> None:
         """Pause for a while: what is due meanwhile comes back after the end."""
-        self.paused_until_ms = until = int(self.now_ms) + for_ms
+        until = int(self.now_ms) + for_ms
+        self.paused_until_ms = float(until)
         fields: Any = control.pausing("ann", "test", int(self.now_ms), until)
         self.client.hset(self.shop.keys.control, mapping=fields)
         # A worker that sleeps through an earlier, longer pause looks after its interval.

@@ -78,7 +78,7 @@ def test_a_cut_subscription_is_renewed_at_once(own_server: RedisServer, log: Log
     with listener_of(workers), own_server.client() as admin:
         for _ in range(3):
             before = {client["id"] for client in admin.client_list(_type="pubsub")}
-            admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+            admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             wait_until(lambda: {client["id"] for client in admin.client_list(_type="pubsub")} - before, 2)  # noqa: B023
             wait_until(lambda: admin.pubsub_numsub(shop.keys.wake)[0][1] == 1, 2)
 

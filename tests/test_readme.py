@@ -131,7 +131,7 @@ def test_its_findings_are_all() -> None:
 
 
 def test_its_verbs_are_all() -> None:
-    """The table of commands names every verb."""
+    """The table of commands names every command."""
     table = README[README.index("| command | does | exit code |") :].split("\n\n")[0]
 
     assert [] == [name for name in COMMANDS if f"`{name.split()[-1]}`" not in table and f"`expirer {name}" not in table]

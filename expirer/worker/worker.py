@@ -168,11 +168,8 @@ class Worker:
         self._mark = token, count
         self._is_standby = True
         now, due_at = time.monotonic(), math.inf if first is None else self._due_at(first)
-        if left or due_at > now - self._resolution_s / 2:
-            due_at = max(due_at, now + self._resolution_s)  # the other worker looks before
-        else:
-            due_at = now  # the other worker leaves it: its grace is longer
-        self.alarm.later(due_at + self._jitter_s())
+        is_left = not left and due_at <= now - self._resolution_s / 2  # the other worker has a longer grace
+        self.alarm.later(self._jitter_s() + (now if is_left else max(due_at, now + self._resolution_s)))
 
     def _sleep(self) -> None:
         while not self.alarm.is_stopped:
