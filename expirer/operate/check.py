@@ -181,7 +181,7 @@ def _rights(servers: Servers, _settings: Settings) -> Iterator[Check]:
     for shard in servers.shards:
         prefix = f"{shard.keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(shard, keys=replace(shard.keys, **{name: prefix + name for name in _OF_THE_SCRIPT}))
-        scratch = Scratch.of("check", own)
+        scratch = Scratch("check", own)
         is_plain = _is_plain(shard)
         with shard.client.pipeline() as transaction:
             pipe: Any = transaction
@@ -198,7 +198,7 @@ def _rights(servers: Servers, _settings: Settings) -> Iterator[Check]:
             reply = pipe.execute(raise_on_error=False)[written]
         if isinstance(reply, ResponseError):
             raise reply
-        if reply[3][:1] != [scratch.reservation_id.encode()]:
+        if reply[3][:1] != [scratch.id.encode()]:
             finding = f"expire.lua answered {reply!r}"
             yield Check("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
             return
