@@ -23,8 +23,7 @@ from expirer.operate.findings import Finding, is_without_record, judge, judge_co
 from expirer.operate.inventory_scan import InventoryScan
 from expirer.operate.key_tracking import TrackingLostError
 from expirer.operate.recount import Count, Recount
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import confirms, who
+from expirer.operate.terminal import confirms, reporting_errors, who
 from expirer.worker.logs import build_logger
 
 _Result = TypeVar("_Result")

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from expirer.config.durations import to_ms
@@ -15,10 +15,8 @@ from expirer.contract.clock import unix_ms
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
-from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import format_pause, format_time
+from expirer.operate.terminal import format_pause, format_time, reporting_errors, write_json
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -88,7 +86,7 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
                 waiting.remove(one)
                 code = 1 if result.lateness_ms is None else code
                 if as_json:
-                    write_json(result)
+                    write_json(asdict(result))
                 else:
                     sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
                 sys.stdout.flush()

@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 from redis.exceptions import RedisError, ResponseError, WatchError
 from tqdm import tqdm
@@ -26,8 +26,7 @@ from expirer.operate.check import wrong_types
 from expirer.operate.inventory_scan import sliced, unpacked
 from expirer.operate.pause import is_conflict
 from expirer.operate.places import MOST_SHARDS, Ids, Places, ReshardError
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import confirms, format_pause, who
+from expirer.operate.terminal import confirms, format_pause, reporting_errors, who
 
 _KEYS = ("index", "quarantine", "control", "stats", "operations")
 _NO_TOTALS = {b"rate_until", b"ticks", b"token"}
@@ -41,7 +40,7 @@ _MOST_WALKS = 3
 _OPERATIONS = 10_000
 
 
-def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO | None = None) -> int:
+def reshard(settings: Settings, shards: int, *, is_sure: bool) -> int:
     """Pause expiry and move every product to its new shard; return 1 if that is not done and audited.
 
     It may be interrupted, and repeated: what has been moved stays, the rest follows.
@@ -61,7 +60,7 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
         move = _Move(servers, settings, target)
         try:
             if move.is_needed():
-                if not is_sure and not confirms(move.question(), answers):
+                if not is_sure and not confirms(move.question()):
                     sys.stdout.flush()
                     sys.stderr.write("expirer: nothing was changed; stop the checkouts, then repeat this with --yes\n")
                     return 1

@@ -19,8 +19,6 @@ from expirer.operate.status import ShardStatus, WorkerStatus, read_status
 
 SAMPLE = 1000
 """Of this many reservations, the next in the index, the products are counted; as many events are read, the newest."""
-_MAX_LATENESS_MS = 10_000
-"""As the default of `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Sampler:
         sampled = 0
         shards = []
         for shard in self._shards:
-            shards.append(read_status(shard, _MAX_LATENESS_MS, counted=0))
+            shards.append(read_status(shard, counted=0))
             cutoff = float(shard.cutoff(shards[-1].now))
             for row in read_records(shard, _share(len(self._shards))):
                 sampled += 1
