@@ -263,7 +263,7 @@ def _run(script: Script, keys: list[str], args: list[object]) -> object:
     try:
         return script(keys=keys, args=args)  # type: ignore[arg-type]
     except ResponseError as error:
-        error.args = (scripts.explained(str(error)),)
+        error.args = (scripts.explain(str(error)),)
         raise
 
 

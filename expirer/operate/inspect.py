@@ -16,7 +16,7 @@ from expirer.config.settings import Settings
 from expirer.contract.clock import unix_ms
 from expirer.contract.keys import shard_of
 from expirer.contract.numbers import integer
-from expirer.contract.reasons import ADVICE, parsed
+from expirer.contract.reasons import ADVICE, read_entry
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, encode, printable
 from expirer.operate.records import number_or_text, read_event, read_records
@@ -109,7 +109,7 @@ def _known(shard: Shard, id_: bytes) -> dict[str, Any] | None:
         "event": _event(shard, id_, fields.get("expired_at")),
         "expires_at": None if score is None else unix_ms(score, shard.settings.unit_ms),
         "quarantine": None if entry is None else decode(entry),
-        "advice": None if entry is None else ADVICE.get(parsed(entry)["reason"]),
+        "advice": None if entry is None else ADVICE.get(read_entry(entry)["reason"]),
     }
 
 

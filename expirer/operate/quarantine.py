@@ -14,7 +14,7 @@ from expirer.connection.connect import Servers
 from expirer.contract import scripts
 from expirer.contract.clock import unix_ms, worker_clock
 from expirer.contract.numbers import integer
-from expirer.contract.reasons import parsed
+from expirer.contract.reasons import read_entry
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, encode, printable
 from expirer.operate.inspect import show as show_reservation
@@ -218,6 +218,6 @@ def _entries(shards: Iterable[Shard], reason: str | None) -> Iterator[tuple[Shar
     for shard in shards:
         client: Any = shard.client
         for id_, value in client.hscan_iter(shard.keys.quarantine, count=_SLICE):
-            entry = parsed(value)
+            entry = read_entry(value)
             if reason in (None, entry["reason"]):
                 yield shard, id_, entry

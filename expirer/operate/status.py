@@ -42,7 +42,7 @@ _GONE = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker last said of itself on one shard."""
+    """What a worker last wrote about itself on one shard."""
 
     id: str
     last_tick: int
