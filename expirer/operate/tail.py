@@ -110,7 +110,7 @@ def _first(shard: Shard, start: str) -> str:
     if re.fullmatch(r"[0-9]{11,16}(-[0-9]{1,19})?", start):
         return _before(start)
     try:
-        duration: Any = parse_duration(start)
+        duration = parse_duration(start)
     except ValueError:
         raise ConfigurationError([f"--from {start}: a duration such as 10m, `start`, or an id of the stream"]) from None
     return _before(str(max(shard.now() - to_ms(duration), 1)))
