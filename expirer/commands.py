@@ -12,8 +12,7 @@ from typing import Any
 
 from expirer.config.durations import LONGEST, parse_duration
 from expirer.config.settings import GROUPS
-
-_ALL = tuple(GROUPS)
+from expirer.contract.numbers import integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +39,49 @@ def resolve(function: str) -> Callable[..., int]:
 
 def _duration(text: str) -> timedelta:
     with suppress(ValueError):
-        duration = parse_duration(text)
-        if isinstance(duration, timedelta) and timedelta(0) < duration <= LONGEST:
+        if timedelta(0) < (duration := parse_duration(text)) <= LONGEST:
             return duration
     raise argparse.ArgumentTypeError("must be a duration such as 90s, 30m or 2h")
 
 
 def _count(text: str) -> int:
-    if text.isdecimal() and 0 < len(text) < len(str(2**53)) and int(text):
-        return int(text)
+    if count := integer(text, least=1):
+        return count
     raise argparse.ArgumentTypeError("must be a whole number, 1 or more")
 
 
-def _instead(function: str, text: str) -> dict[str, Any]:
-    return {"action": "store_const", "dest": "function", "const": function, "help": text}
+def _option(text: str, metavar: str, **keywords: object) -> dict[str, Any]:
+    return {"help": text, "metavar": metavar, **keywords}
 
 
-_JSON = {"dest": "as_json", "action": "store_true", "help": "print JSON, for programs"}
-_YES = {"dest": "is_sure", "action": "store_true", "help": "do not ask for confirmation"}
-_PRODUCT = {"dest": "product_id", "metavar": "PRODUCT", "help": "only this product"}
-_REASON = {"metavar": "REASON", "help": "only entries with this reason, such as stock_missing"}
-_ID = {"metavar": "RESERVATION_ID", "help": "such as order-1:mug"}
-_SHARD = {"type": int, "metavar": "N", "help": "only this shard; default all"}
+def _switch(text: str, dest: str) -> dict[str, Any]:
+    return {"help": text, "dest": dest, "action": "store_true"}
+
+
+def _instead(text: str, function: str) -> dict[str, Any]:
+    return {"help": text, "dest": "function", "action": "store_const", "const": function}
+
+
+_CANARY = _instead("reserve a unit of a test product, and wait for a live worker to expire it", "operate.canary:canary")
+_DRY_RUN = _instead("show what the next batch would do; write nothing", "operate.pause:preview")
+_ALL = _switch("every entry", "is_all")
+_FORCE = _switch("even if there never was such a reservation (reservation_missing)", "is_forced")
+_JSON = _switch("print JSON, for programs", "as_json")
+_REPAIR = _switch("show the repairs, ask, and do them", "is_repair")
+_YES = _switch("do not ask for confirmation", "is_sure")
+_FOR = _option("resume after this time, such as 30m", "DURATION", dest="duration", type=_duration)
+_ID = _option("such as order-1:mug", "RESERVATION_ID")
+_LATENESS = _option("how long the oldest reservation may be overdue; default 10s", "DURATION", type=_duration)
+_LIMIT = _option("list at most N; default 20", "N", type=_count, default=20)
+_PRODUCT = _option("only this product", "PRODUCT", dest="product_id")
+_UNNAMED = _option("the product, if the reservation does not name it", "PRODUCT", dest="product_id")
+_QUANTITY = _option("how many units", "N", type=int, required=True)
+_REASON = _option("only entries with this reason, such as stock_missing", "REASON")
+_WHY = _option("why, for your colleagues", "TEXT", default="")
+_SHARD = _option("only this shard; default all", "N", type=int)
+_START = _option("begin earlier: a duration such as 10m, `start`, or a stream id; default now", "START", dest="start")
+_TO = _option("the new number of shards", "N", dest="shards", type=int, required=True)
+_WITHIN = _option("only those due within it", "DURATION", type=_duration)
 
 SECTIONS: dict[str, dict[str, Command]] = {
     "run": {
@@ -70,22 +90,22 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Expire reservations as they fall due, until stopped (the sidecar)",
             "On SIGTERM, SIGINT or SIGHUP it finishes its batch and exits 0 within a second.",
             "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer run --interval 30s",
-            settings=_ALL,
+            settings=tuple(GROUPS),
         ),
         "once": Command(
             "worker.process:run_once",
             "Expire what is due now, then exit (for cron or a Kubernetes CronJob)",
             "Exits 0 when done; 1 if Redis failed, the control key changed meanwhile, or the brake was pulled.",
             "expirer once --redis-url redis://redis:6379/0 --batch-size 500",
-            {"--dry-run": _instead("operate.pause:preview", "show what the next batch would do; write nothing")},
-            settings=_ALL,
+            {"--dry-run": _DRY_RUN},
+            settings=tuple(GROUPS),
         ),
         "web": Command(
             "web.server:serve",
             "Serve a page and the inventory's metrics, read from Redis (one per inventory)",
             "Listens on port 9878 unless EXPIRER_HTTP_PORT says otherwise. Runs until SIGTERM, SIGINT or SIGHUP.",
             "EXPIRER_REDIS_URL=redis://redis:6379/0 expirer web --http-port 9878",
-            settings=_ALL,
+            settings=tuple(GROUPS),
         ),
         "demo": Command(
             "demo:run",
@@ -101,12 +121,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Check before a deployment that this Redis, its permissions and this layout will work",
             "Works on scratch keys of the namespace and removes them. Exits 1 if a line says failure.",
             "expirer check --redis-url redis://redis:6379/0",
-            {
-                "--canary": _instead(
-                    "operate.canary:canary", "reserve a unit of a test product, and wait for a live worker to expire it"
-                ),
-                "--json": _JSON,
-            },
+            {"--canary": _CANARY, "--json": _JSON},
         ),
         "status": Command(
             "operate.status:status",
@@ -114,15 +129,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Exits 0 if healthy; 1 without a live worker, with a reservation overdue for longer than --max-lateness,\n"
             "or without Redis.",
             "expirer status --json --max-lateness 30s",
-            {
-                "--json": _JSON,
-                "--max-lateness": {
-                    "type": _duration,
-                    "metavar": "DURATION",
-                    "default": timedelta(seconds=10),
-                    "help": "how long the oldest reservation may be overdue; default 10s",
-                },
-            },
+            {"--json": _JSON, "--max-lateness": {**_LATENESS, "default": timedelta(seconds=10)}},
         ),
         "top": Command(
             "operate.top:top",
@@ -135,12 +142,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "List the reservations that fall due next",
             "Reads the next 10,000 of each shard at most; writes nothing. Exits 1 if Redis failed.",
             "expirer pending --product mug --due-within 5m",
-            {
-                "--product": _PRODUCT,
-                "--due-within": {"type": _duration, "metavar": "DURATION", "help": "only those due within it"},
-                "--limit": {"type": _count, "metavar": "N", "default": 20, "help": "list at most N; default 20"},
-                "--json": _JSON,
-            },
+            {"--product": _PRODUCT, "--due-within": _WITHIN, "--limit": _LIMIT, "--json": _JSON},
         ),
         "show": Command(
             "operate.inspect:show",
@@ -154,14 +156,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Follow the events of expired reservations, like tail -f",
             "Runs until Ctrl-C or SIGTERM. After an outage of Redis it goes on where it was.",
             "expirer tail --from 10m --json",
-            {
-                "--from": {
-                    "dest": "start",
-                    "metavar": "START",
-                    "help": "begin earlier: a duration such as 10m, `start`, or a stream id; default now",
-                },
-                "--json": _JSON,
-            },
+            {"--from": _START, "--json": _JSON},
         ),
     },
     "pause and repair": {
@@ -170,16 +165,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Pause expiry on all workers",
             "Reservations stay Active and keep their units. With --for it ends at that time. Exits 1 if Redis failed.",
             "expirer pause --for 30m --reason 'payment outage'",
-            {
-                "--for": {
-                    "dest": "duration",
-                    "type": _duration,
-                    "metavar": "DURATION",
-                    "help": "resume after this time, such as 30m",
-                },
-                "--reason": {"default": "", "metavar": "TEXT", "help": "why, for your colleagues"},
-                "--shard": _SHARD,
-            },
+            {"--for": _FOR, "--reason": _WHY, "--shard": _SHARD},
         ),
         "resume": Command(
             "operate.pause:resume",
@@ -207,27 +193,14 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Put entries back into the index, after you have fixed the cause",
             "The next tick expires each of them, or quarantines it again. Exits 1 if one could not be put back.",
             "expirer quarantine requeue --reason stock_missing",
-            {
-                "ids": {**_ID, "nargs": "*"},
-                "--reason": _REASON,
-                "--all": {"dest": "is_all", "action": "store_true", "help": "every entry"},
-            },
+            {"ids": {**_ID, "nargs": "*"}, "--reason": _REASON, "--all": _ALL},
         ),
         "quarantine release": Command(
             "operate.quarantine:release",
             "Give the units of one entry back, in the quantity that you name",
             "Moves them from reserved to available and marks the reservation Expired. Exits 1 if that is refused.",
             "expirer quarantine release order-1:mug --quantity 2",
-            {
-                "reservation_id": _ID,
-                "--quantity": {"type": int, "metavar": "N", "required": True, "help": "how many units"},
-                "--product": {**_PRODUCT, "help": "the product, if the reservation does not name it"},
-                "--force": {
-                    "dest": "is_forced",
-                    "action": "store_true",
-                    "help": "even if there never was such a reservation (reservation_missing)",
-                },
-            },
+            {"reservation_id": _ID, "--quantity": _QUANTITY, "--product": _UNNAMED, "--force": _FORCE},
         ),
         "quarantine drop": Command(
             "operate.quarantine:drop",
@@ -241,12 +214,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Compare every reservation, index entry and counter; repair them with --repair",
             "Reads the whole database in small slices, safe beside live traffic. Exits 1 if something is wrong.",
             "expirer audit --repair",
-            {
-                "--product": _PRODUCT,
-                "--json": _JSON,
-                "--repair": {"dest": "is_repair", "action": "store_true", "help": "show the repairs, ask, and do them"},
-                "--yes": _YES,
-            },
+            {"--product": _PRODUCT, "--json": _JSON, "--repair": _REPAIR, "--yes": _YES},
         ),
         "reshard": Command(
             "operate.reshard:reshard",
@@ -254,16 +222,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Pauses expiry, moves product by product, and audits. You may interrupt and repeat it.\n"
             "Exits 1 if something is left to do.",
             "expirer reshard --to 16",
-            {
-                "--to": {
-                    "dest": "shards",
-                    "type": int,
-                    "metavar": "N",
-                    "required": True,
-                    "help": "the new number of shards",
-                },
-                "--yes": _YES,
-            },
+            {"--to": _TO, "--yes": _YES},
         ),
     },
 }

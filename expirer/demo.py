@@ -9,27 +9,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from statistics import median
-from typing import cast
+from typing import Any
 
 from pydantic import SecretStr
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from expirer.checkout.reservations import InsufficientStock, Refused, Reservations
 from expirer.config.address import CONNECTION
 from expirer.config.settings import ConfigurationError, Settings
-from expirer.connection.connect import connect, connect_all
-from expirer.connection.errors import location, redact
+from expirer.connection.errors import location
 from expirer.contract import scripts
-from expirer.contract.keys import ShardKeys, shard_keys
+from expirer.contract.shard import Shard
+from expirer.operate.terminal import reporting_errors
 from expirer.worker.logs import build_logger
 from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker
@@ -42,24 +38,6 @@ _SETTLE_S = 3.0
 """How long after closing the last reservations may take to end; it waits no longer than it must."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One product at the end, in units; `sold` and `released` are what the shop counted itself."""
-
-    product_id: str
-    stocked: int
-    available: int
-    reserved: int
-    sold: int
-    released: int
-    expired: int
-
-    @property
-    def is_conserved(self) -> bool:
-        """Whether no unit was lost or doubled."""
-        return self.available + self.reserved + self.sold == self.stocked
-
-
 class Shop:
     """Shoppers on one thread: each reserves, and later pays, releases, extends and pays, or just leaves."""
 
@@ -69,8 +47,8 @@ class Shop:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self.reservation_ids: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.sold: Counter[str] = Counter()
-        self.released: Counter[str] = Counter()
+        self.units: Counter[tuple[str, str]] = Counter()
+        """Product and `sold` or `released` -> units, as the shop counted them itself."""
 
     def open(self, on_second: Callable[[int], None]) -> None:
         """Let shoppers in for some seconds, then let everyone inside finish."""
@@ -103,72 +81,64 @@ class Shop:
             return
 
         def act() -> None:
-            # A shopper who pays at the last moment may be too late: the worker was faster.
-            with suppress(Refused):
+            try:
                 if plan == "release":
                     self._reservations.release(order_id, product_id)
-                    self.released[product_id] += quantity
+                    self.units[product_id, "released"] += quantity
                     return
                 if plan == "extend":
                     self._reservations.extend(order_id, product_id, timedelta(seconds=1))
                 self._reservations.confirm(order_id, product_id)
-                self.sold[product_id] += quantity
+                self.units[product_id, "sold"] += quantity
                 self.counts["paid"] += 1
-                return
-            self.counts["too late"] += 1
+            except Refused:  # at the last moment: the worker was faster
+                self.counts["too late"] += 1
 
         self._at(time.monotonic() + hold_s * self._random.uniform(0.2, 1.02), act)
 
 
 def run(settings: Settings, *, is_embedded: bool) -> int:
     """Run the demo on an embedded Redis, or on that of the settings; return the exit code."""
-    namespace = f"expirer-demo-{secrets.token_hex(2)}"
-    defaults = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in CONNECTION}
-    settings = settings.model_copy(update=defaults | {"namespace": namespace, "log_level": "warning"})
-    if not is_embedded:
-        return _run_on(settings)
-    with _embedded_redis() as url:
-        own = {name: Settings.model_fields[name].get_default() for name in CONNECTION} | {"redis_url": SecretStr(url)}
-        return _run_on(settings.model_copy(update=own))
-
-
-def _run_on(settings: Settings) -> int:
-    client = connect(settings)
-    client.set_retry(Retry(NoBackoff(), 3))  # every step of a shop may be repeated
-    (keys,) = shard_keys(settings)
-    shop = Shop(Reservations.from_settings(client, settings))
-    try:
+    kept = () if is_embedded else CONNECTION
+    own = {name: field.get_default() for name, field in Settings.model_fields.items() if name not in kept}
+    own |= {"namespace": f"expirer-demo-{secrets.token_hex(2)}", "log_level": "warning"}
+    with ExitStack() as stack:
+        if is_embedded:
+            own["redis_url"] = SecretStr(stack.enter_context(_embedded_redis()))
+        settings = settings.model_copy(update=own)
+        (shard,) = stack.enter_context(reporting_errors(settings)).shards
         for name in ("expire", "reserve", "confirm", "release", "extend"):
-            client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT
+            shard.client.script_load(scripts.load(name).text)  # fakeredis hangs up after an error such as NOSCRIPT
+        shop = Shop(Reservations.from_settings(shard.client, settings))
         try:
             for product_id, units in STOCKED.items():
-                client.hset(keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
-            _simulate(client, settings, keys, shop)
-            rows, lateness_ms = _count(client, keys, shop)
+                shard.client.hset(shard.keys.stock_prefix + product_id, mapping={"available": units, "reserved": 0})
+            _simulate(shard, shop)
+            return _report(*_count(shard, shop))
         finally:
-            _clean_up(client, keys, shop)
-    except RedisError as error:
-        sys.stderr.write(f"expirer: {location(settings)}: {redact(str(error), settings)}\n")
-        return 1
-    return _report(rows, lateness_ms)
+            _clean_up(shard, shop)
+    return 1
 
 
-def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) -> None:
-    _say(f"A small shop on {location(settings)}, with a worker.")
-    _say("Look inside while it runs:")
-    _say(f"  {_redis_cli(settings)} ZRANGE '{keys.index}' 0 -1 WITHSCORES")
-    _say(f"  {_redis_cli(settings)} HGETALL '{keys.stock_prefix}mug'\n")
-    log = build_logger(settings)
-    worker = Worker(connect_all(settings).shards[0], log)
+def _simulate(shard: Shard, shop: Shop) -> None:
+    where = location(shard.settings)
+    _say(f"A small shop on {where}, with a worker.")
+    if not shard.settings.redis_sentinels:
+        cli = f"redis-cli {'-c ' * shard.settings.redis_cluster}-u {where.partition(',')[0]}"
+        _say("Look inside while it runs:")
+        _say(f"  {cli} ZRANGE '{shard.keys.index}' 0 -1 WITHSCORES")
+        _say(f"  {cli} HGETALL '{shard.keys.stock_prefix}mug'\n")
+    log = build_logger(shard.settings)
+    worker = Worker(shard, log)
     listener = WakeListener([worker], log)
     listener.start()
     thread = threading.Thread(target=worker.run, name="expirer-worker")
     thread.start()
     try:
-        shop.open(lambda second: _print_progress(client, keys, shop, second))
+        shop.open(lambda second: _print_progress(shard, shop, second))
         _say("Closed. The last reservations end.")
         deadline = time.monotonic() + _SETTLE_S
-        while client.zcard(keys.index) and time.monotonic() < deadline:
+        while shard.client.zcard(shard.keys.index) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         listener.stop()
@@ -176,49 +146,42 @@ def _simulate(client: Redis, settings: Settings, keys: ShardKeys, shop: Shop) ->
         thread.join()
 
 
-def _print_progress(client: Redis, keys: ShardKeys, shop: Shop, second: int) -> None:
-    expired = int(cast("bytes", client.hget(keys.stats, "expired") or b"0"))
-    counts = shop.counts | Counter({"expired": expired})
+def _print_progress(shard: Shard, shop: Shop, second: int) -> None:
+    expired: Any = shard.client.hget(shard.keys.stats, "expired")
+    counts = {**shop.counts, "expired": int(expired or 0)}
     words = ("reserved", "paid", "expired", "sold out", "too late")
-    _say(f"{second:>3} s   orders " + "   ".join(f"{word} {counts[word]:>3}" for word in words))
+    _say(f"{second:>3} s   orders " + "   ".join(f"{word} {counts.get(word, 0):>3}" for word in words))
 
 
-def _count(client: Redis, keys: ShardKeys, shop: Shop) -> tuple[list[Row], list[int]]:
-    """Return a row per product, and how late each expiry was in ms."""
-    expired: Counter[str] = Counter()
+def _count(shard: Shard, shop: Shop) -> tuple[dict[str, dict[str, int]], list[int]]:
+    """Return product -> column -> units, and how late each expiry was in ms."""
     lateness_ms = []
-    for _, event in cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(keys.events)):
-        expired[event[b"product_id"].decode()] += int(event[b"quantity"])
+    events: Any = shard.client.xrange(shard.keys.events)
+    for _, event in events:
+        shop.units[event[b"product_id"].decode(), "expired"] += int(event[b"quantity"])
         lateness_ms.append(int(event[b"expired_at"]) - int(event[b"expires_at"]))
-    rows = []
+    table = {}
     for product_id, stocked in STOCKED.items():
-        counters = cast("list[bytes]", client.hmget(keys.stock_prefix + product_id, ["available", "reserved"]))
-        counts = (of_product[product_id] for of_product in (shop.sold, shop.released, expired))
-        rows.append(Row(product_id, stocked, *map(int, counters), *counts))
-    return rows, lateness_ms
+        row: Any = shard.client.hmget(shard.keys.stock_prefix + product_id, ["available", "reserved"])
+        counted = {column: shop.units[product_id, column] for column in ("sold", "released", "expired")}
+        table[product_id] = {"stocked": stocked, "available": int(row[0]), "reserved": int(row[1]), **counted}
+    return table, lateness_ms
 
 
-def _clean_up(client: Redis, keys: ShardKeys, shop: Shop) -> None:
-    client.delete(
-        keys.index,
-        keys.events,
-        keys.quarantine,
-        keys.stats,
-        keys.workers,
-        keys.about,
-        *(keys.stock_prefix + product_id for product_id in STOCKED),
-        *(keys.reservation_prefix + reservation_id for reservation_id in shop.reservation_ids),
-    )
+def _clean_up(shard: Shard, shop: Shop) -> None:
+    names = asdict(shard.keys)
+    stock, reservation = names.pop("stock_prefix"), names.pop("reservation_prefix")
+    ids = (reservation + id_ for id_ in shop.reservation_ids)
+    shard.client.delete(*names.values(), *(stock + product_id for product_id in STOCKED), *ids)
 
 
-def _report(rows: list[Row], lateness_ms: list[int]) -> int:
-    columns = ("stocked", "available", "reserved", "sold", "released", "expired")
-    _say("\nIn units  " + "".join(f"{column:>11}" for column in columns))
-    for row in rows:
-        _say(f"{row.product_id:<10}" + "".join(f"{getattr(row, column):>11}" for column in columns))
+def _report(table: dict[str, dict[str, int]], lateness_ms: list[int]) -> int:
+    _say("\nIn units  " + "".join(f"{column:>11}" for column in next(iter(table.values()))))
+    for product_id, row in table.items():
+        _say(f"{product_id:<10}" + "".join(f"{units:>11}" for units in row.values()))
     if lateness_ms:
         _say(f"\nUnits came back {median(lateness_ms):.0f} ms late (median), {max(lateness_ms)} ms (worst).")
-    broken = [row.product_id for row in rows if not row.is_conserved]
+    broken = [name for name, row in table.items() if row["available"] + row["reserved"] + row["sold"] != row["stocked"]]
     if broken:
         _say(f"BROKEN: available + reserved + sold differs from what was stocked: {', '.join(broken)}")
         return 1
@@ -244,13 +207,6 @@ def _embedded_redis() -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def _redis_cli(settings: Settings) -> str:
-    if settings.redis_sentinels:
-        return "redis-cli (of the primary)"
-    where = location(settings).partition(",")[0]
-    return f"redis-cli -c -u {where}" if settings.redis_cluster else f"redis-cli -u {where}"
 
 
 def _say(line: str) -> None:

@@ -179,9 +179,9 @@ def test_the_demo_leaves_nothing_behind(shared_server: RedisServer, capsys: pyte
 
 def test_the_demo_says_when_a_unit_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     """A product whose units do not add up is named, and the demo exits 1."""
-    row = demo.Row("mug", stocked=10, available=5, reserved=0, sold=4, released=0, expired=2)
+    row = {"stocked": 10, "available": 5, "reserved": 0, "sold": 4, "released": 0, "expired": 2}
 
-    assert demo._report([row], []) == 1
+    assert demo._report({"mug": row}, []) == 1
     assert "BROKEN: available + reserved + sold differs from what was stocked: mug" in capsys.readouterr().out
 
 

@@ -21,7 +21,6 @@ from expirer.contract import control
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
 from expirer.contract.shard import Shard
-from expirer.operate import pause
 from expirer.operate.terminal import format_time, who
 from expirer.worker.expiry import Expiry
 from expirer.worker.worker import Worker
@@ -349,15 +348,21 @@ def test_a_brake_is_not_released_by_mistake(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1)])
-def test_a_terminal_is_asked(server_client: redis.Redis, shared_server: RedisServer, answer: str, code: int) -> None:
+def test_a_terminal_is_asked(
+    server_client: redis.Redis,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    code: int,
+) -> None:
     """On a terminal a person may answer instead of writing --yes; no answer is no, even if nothing is overdue."""
     shop = Inventory(server_client)
     write(shop, control.braking("shop-1", "1 overdue", NOW))
     terminal = io.StringIO(answer)
     terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", terminal)
 
-    assert pause.resume(Settings(redis_url=shared_server.url), None, is_sure=False, answers=terminal) == code
-
+    assert run("resume")[0] == code
     assert bool(read(shop).brake) == bool(code)
 
 
@@ -371,10 +376,10 @@ def test_one_shard_can_be_paused(server_client: redis.Redis, run: Callable[..., 
     assert (code, err) == (2, "expirer: --shard 2: the shards are 0 to 1\n")
 
 
-@pytest.mark.parametrize("verb", [["pause"], ["resume"], ["once", "--dry-run"]])
-def test_no_redis_is_one_line(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without Redis each verb says so in one line without the password, and exits 1."""
-    assert cli.main([*verb, "--redis-url", "redis://:hunter2@127.0.0.1:1/0"]) == 1
+@pytest.mark.parametrize("command", [["pause"], ["resume"], ["once", "--dry-run"]])
+def test_no_redis_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without Redis each command says so in one line without the password, and exits 1."""
+    assert cli.main([*command, "--redis-url", "redis://:hunter2@127.0.0.1:1/0"]) == 1
 
     err = capsys.readouterr().err
     assert err.startswith("expirer: redis://127.0.0.1:1/0: ")
@@ -400,7 +405,7 @@ def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("moment", [10**18, sys.maxsize])
 def test_a_time_beyond_the_calendar_is_shown_as_it_is(moment: int) -> None:
-    """A time that no calendar has does not stop a verb."""
+    """A time that no calendar has does not stop a command."""
     assert format_time(moment) == f"{moment} ms"
 
 

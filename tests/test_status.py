@@ -129,7 +129,7 @@ def paused(until: int | None = None) -> dict[str, str | int]:
     [
         ({}, "healthy", 0),
         (paused(), "paused", 0),
-        (paused(now() + 60_000), "paused", 0),
+        (paused(now() + 86_400_000), "paused", 0),
         (paused(now() - 1000), "healthy", 0),
         (control.braking("w", "2 overdue", now()), "braked", 1),
         ({**control.braking("w", "2 overdue", now()), **paused()}, "braked; paused", 1),

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Self, cast
+from typing import Any, Self
 
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from expirer.config.durations import LONGEST, to_ms
@@ -18,6 +17,8 @@ from expirer.config.settings import Settings
 from expirer.contract import scripts
 from expirer.contract.clock import worker_clock
 from expirer.contract.keys import ShardKeys, shard_of
+
+_DONE = ("reserved", "confirmed", "released", "extended", "unchanged")
 
 
 class Code(StrEnum):
@@ -125,10 +126,10 @@ class Reservations:
         self._default_duration = default_duration
         self._retention_ms = -1 if retention is None else to_ms(retention)
         self._now_ms = now_ms
-        self._reserve = client.register_script(scripts.load("reserve").text)
-        self._confirm = client.register_script(scripts.load("confirm").text)
-        self._release = client.register_script(scripts.load("release").text)
-        self._extend = client.register_script(scripts.load("extend").text)
+        self._scripts: dict[str, Any] = {
+            name: client.register_script(scripts.load(name).text)
+            for name in ("reserve", "confirm", "release", "extend")
+        }
 
     @classmethod
     def from_settings(cls, client: Redis | RedisCluster, settings: Settings) -> Self:
@@ -167,21 +168,8 @@ class Reservations:
             ValueError: the duration is shorter than a millisecond, or longer than a century.
 
         """
-        id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = _run(
-            self._reserve,
-            keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
-            args=[
-                id_,
-                order_id,
-                product_id,
-                quantity,
-                _checked_ms(self._default_duration if duration is None else duration),
-                self._now(),
-                keys.wake,
-            ],
-        )
-        return _result(reply, "reserved", id_, order_id, product_id)
+        duration_ms = _checked_ms(self._default_duration if duration is None else duration)
+        return self._step("reserve", order_id, product_id, reservation_id, quantity, duration_ms)
 
     def confirm(self, order_id: str, product_id: str, *, reservation_id: str | None = None) -> Reservation:
         """Sell the units of a reservation; works while it is Active, even after ExpiresAt.
@@ -191,13 +179,7 @@ class Reservations:
             Refused: NOT_FOUND, DIFFERENT, RESERVATION_INVALID, STOCK_MISSING or STOCK_INVALID.
 
         """
-        id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = _run(
-            self._confirm,
-            keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
-            args=[id_, order_id, product_id, self._retention_ms],
-        )
-        return _result(reply, "confirmed", id_, order_id, product_id)
+        return self._step("confirm", order_id, product_id, reservation_id, self._retention_ms)
 
     def release(self, order_id: str, product_id: str, *, reservation_id: str | None = None) -> Reservation:
         """Give the units of a reservation back before it expires.
@@ -207,13 +189,7 @@ class Reservations:
             Refused: NOT_FOUND, DIFFERENT, RESERVATION_INVALID, STOCK_MISSING or STOCK_INVALID.
 
         """
-        id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = _run(
-            self._release,
-            keys=[keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine],
-            args=[id_, order_id, product_id, self._retention_ms],
-        )
-        return _result(reply, "released", id_, order_id, product_id)
+        return self._step("release", order_id, product_id, reservation_id, self._retention_ms)
 
     def extend(
         self,
@@ -235,36 +211,43 @@ class Reservations:
             ValueError: the duration is shorter than a millisecond, or longer than a century.
 
         """
-        id_, keys = self._locate(order_id, product_id, reservation_id)
-        reply = _run(
-            self._extend,
-            keys=[keys.index, keys.reservation_prefix + id_, keys.quarantine],
-            args=[
-                id_,
-                order_id,
-                product_id,
-                _checked_ms(duration),
-                "" if max_hold is None else to_ms(max_hold),
-                self._now(),
-                keys.wake,
-            ],
-        )
-        return _result(reply, "extended", id_, order_id, product_id)
+        limit_ms = "" if max_hold is None else to_ms(max_hold)
+        return self._step("extend", order_id, product_id, reservation_id, _checked_ms(duration), limit_ms)
 
-    def _locate(self, order_id: str, product_id: str, reservation_id: str | None) -> tuple[str, ShardKeys]:
+    def _step(
+        self, name: str, order_id: str, product_id: str, reservation_id: str | None, *arguments: object
+    ) -> Reservation:
         id_ = f"{order_id}:{product_id}" if reservation_id is None else reservation_id
-        return id_, self._keys[shard_of(product_id, len(self._keys))]
-
-    def _now(self) -> int | str:
-        return "" if self._now_ms is None else int(self._now_ms())
-
-
-def _run(script: Script, keys: list[str], args: list[object]) -> object:
-    try:
-        return script(keys=keys, args=args)  # type: ignore[arg-type]
-    except ResponseError as error:
-        error.args = (scripts.explained(str(error)),)
-        raise
+        keys = self._keys[shard_of(product_id, len(self._keys))]
+        now = "" if self._now_ms is None else int(self._now_ms())
+        places = [keys.index, keys.reservation_prefix + id_, keys.stock_prefix + product_id, keys.quarantine]
+        if name == "extend":
+            del places[2]  # it moves no units
+        timing = (now, keys.wake) if name in ("reserve", "extend") else ()
+        try:
+            reply = self._scripts[name](places, [id_, order_id, product_id, *arguments, *timing])
+        except ResponseError as error:
+            error.args = (scripts.explain(str(error)),)
+            raise
+        code, status, quantity, reserved_at, expires_at, *rest = (
+            value.decode(errors="replace") if isinstance(value, bytes) else value for value in reply
+        )
+        if code == Code.INSUFFICIENT_STOCK:
+            raise InsufficientStock(Code(code), id_, int(rest[0]))
+        if code == Code.ENDED:
+            raise Ended(Code(code), id_, status)
+        if code not in _DONE:
+            raise Refused(Code(code), id_)
+        return Reservation(
+            id=id_,
+            order_id=order_id,
+            product_id=product_id,
+            quantity=int(quantity),
+            status=status,
+            reserved_at=int(reserved_at) if reserved_at.isdigit() else None,
+            expires_at=int(expires_at) if expires_at.isdigit() else None,
+            changed=code != "unchanged",
+        )
 
 
 def _checked_ms(duration: timedelta) -> int:
@@ -272,31 +255,3 @@ def _checked_ms(duration: timedelta) -> int:
     if ms < 1 or duration > LONGEST:
         raise ValueError(f"a duration of {duration} is not between a millisecond and a century")
     return ms
-
-
-def _result(reply: object, done: str, id_: str, order_id: str, product_id: str) -> Reservation:
-    code, status, quantity, reserved_at, expires_at, *rest = (
-        value.decode(errors="replace") if isinstance(value, bytes) else value
-        for value in cast("list[bytes | str]", reply)
-    )
-    if code not in (done, "unchanged"):
-        refusal = Code(code)
-        if refusal is Code.INSUFFICIENT_STOCK:
-            raise InsufficientStock(refusal, id_, int(rest[0]))
-        if refusal is Code.ENDED:
-            raise Ended(refusal, id_, status)
-        raise Refused(refusal, id_)
-    return Reservation(
-        id=id_,
-        order_id=order_id,
-        product_id=product_id,
-        quantity=int(quantity),
-        status=status,
-        reserved_at=_time(reserved_at),
-        expires_at=_time(expires_at),
-        changed=code == done,
-    )
-
-
-def _time(value: str) -> int | None:
-    return int(value) if value.isdigit() else None

@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from expirer.config.address import CONNECTION, Address
-from expirer.config.durations import LONGEST, UNITS_S, parse_duration, to_ms
+from expirer.config.durations import LONGEST, format_duration, parse_duration
 from expirer.config.environment import PREFIX, SERVICE_LINK, variable, words
 from expirer.config.layout import KEY_SETTINGS, LAYOUT, Layout
 
@@ -26,8 +26,8 @@ class ConfigurationError(Exception):
         self.problems = problems
 
 
-def _forever(value: object) -> object:
-    return None if value == "forever" else parse_duration(value)
+def _duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
 
 
 def _no_service_link(value: object) -> object:
@@ -49,71 +49,49 @@ def split_namespace(namespace: str) -> tuple[str, str, str]:
     return before, tag or whole, after
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_Field: TypeAlias = Any
+"""Pydantic's own types let a field stand where its value will be."""
+
+
+def _between(default: str | int, least: str | int, most: timedelta | int | str, description: str) -> _Field:
+    """Describe a setting that is a number, or a duration if its bounds are texts."""
+    known = [parse_duration(value) if isinstance(value, str) else value for value in (default, least, most)]
+    return Field(known[0], ge=known[1], le=known[2], description=description)
+
+
+_Duration = Annotated[timedelta, BeforeValidator(_duration)]
+_Forever = BeforeValidator(lambda value: None if value == "forever" else _duration(value))
 
 
 class Behaviour(BaseSettings):
     """The settings of what the sidecar does, and of what it reports."""
 
     namespace: str = Field("inventory", description="hash tag of every key; app1:{inventory} is taken as it is")
-    shards: int = Field(1, ge=1, le=1024, description="number of shards")
-    interval: Duration = Field(
-        timedelta(seconds=60),
-        ge=timedelta(milliseconds=10),
-        le=timedelta(minutes=10),
-        description="longest time between two ticks, 10m at most; a worker without a tick for longer counts as dead",
+    shards: int = _between(1, 1, 1024, "number of shards")
+    interval: _Duration = _between(
+        "60s", "10ms", "10m", "longest time between two ticks; a worker without a tick for longer counts as dead"
     )
-    batch_size: int = Field(
-        100,
-        ge=1,
-        le=1000,
-        description="most reservations in one script call, which limits how long it blocks Redis",
+    batch_size: int = _between(
+        100, 1, 1000, "most reservations in one script call, which limits how long it blocks Redis"
     )
-    resolution: Duration = Field(
-        timedelta(milliseconds=10),
-        ge=timedelta(milliseconds=1),
-        le=timedelta(minutes=10),
-        description="shortest time between two ticks",
+    resolution: _Duration = _between("10ms", "1ms", "10m", "shortest time between two ticks")
+    default_duration: _Duration = _between(
+        "15m", "1ms", LONGEST, "how long a reservation lasts if reserve gets no duration"
     )
-    default_duration: Duration = Field(
-        timedelta(minutes=15),
-        ge=timedelta(milliseconds=1),
-        le=LONGEST,
-        description="how long a reservation lasts if reserve gets no duration",
+    grace: _Duration = _between("0", "0", "30d", "extra time after ExpiresAt, for payments in flight")
+    retention: Annotated[timedelta | None, _Forever] = _between(
+        "24h", "0", LONGEST, "how long an ended reservation stays readable; 0 deletes it, forever keeps it"
     )
-    grace: Duration = Field(
-        timedelta(0),
-        ge=timedelta(0),
-        le=timedelta(days=30),
-        description="extra time after ExpiresAt, for payments in flight",
+    brake_above: int = _between(
+        0, 0, 2**53, "expiry stops above this number of overdue reservations until a person resumes it; 0: no brake"
     )
-    retention: Annotated[timedelta | None, BeforeValidator(_forever)] = Field(
-        timedelta(hours=24),
-        ge=timedelta(0),
-        le=LONGEST,
-        description="how long an ended reservation stays readable; 0 deletes it, forever keeps it",
+    max_clock_jump: _Duration = _between(
+        "5m", "0", LONGEST, "longest jump ahead of the server's clock that does not pull the brake; 0: any"
     )
-    brake_above: int = Field(
-        0,
-        ge=0,
-        le=2**53,
-        description="number of overdue reservations above which expiry stops until a person resumes it; 0: no brake",
+    max_rate: int = _between(
+        0, 0, 10**6, "most reservations per second on a shard, for all workers together; 0: no limit"
     )
-    max_clock_jump: Duration = Field(
-        timedelta(minutes=5),
-        ge=timedelta(0),
-        le=LONGEST,
-        description="how far the server's clock may jump ahead before expiry stops until a person resumes it; 0: any",
-    )
-    max_rate: int = Field(
-        0,
-        ge=0,
-        le=10**6,
-        description="most reservations per second on a shard, for all workers together; 0: no limit",
-    )
-    events_maxlen: int = Field(
-        100_000, ge=0, le=2**53, description="approximate length of the event stream; 0: no events"
-    )
+    events_maxlen: int = _between(100_000, 0, 2**53, "approximate length of the event stream; 0: no events")
     clock: Literal["server", "worker"] = Field(
         "server", description="which clock decides what is due; worker if the host forbids TIME in scripts"
     )
@@ -190,10 +168,7 @@ def default_text(name: str) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, timedelta):
-        ms = to_ms(value)
-        units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
-        unit = next((unit for unit, size in units if ms > size and ms % size == 0), "ms")
-        return f"{round(ms / 1000 / UNITS_S[unit])}{unit}" if ms else "0s"
+        return format_duration(value)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, bool):

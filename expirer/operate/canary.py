@@ -6,7 +6,12 @@ import math
 import signal
 import sys
 import time
+<<<<<<< HEAD
 from typing import Any, TypeAlias
+=======
+from dataclasses import asdict, dataclass
+from typing import Any
+>>>>>>> refs/heads/shrink2
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
@@ -14,10 +19,8 @@ from expirer.contract.clock import unix_ms
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
-from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import format_pause, format_time
+from expirer.operate.terminal import format_pause, format_time, reporting_errors, write_json
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -75,6 +78,7 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
     while waiting:
         time.sleep(_POLL_S)
         is_over = time.monotonic() > deadline
+<<<<<<< HEAD
         found = {one: one.read() or (too_late if is_over else None) for one in waiting}
         waiting = [one for one, result in found.items() if result is None]
         for number, result in ((one.shard.number, result) for one, result in found.items() if result):
@@ -85,6 +89,20 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
             else:
                 sys.stdout.write(f"shard {number}: {finding}\n")
         sys.stdout.flush()
+=======
+        for one in list(waiting):
+            result = one.read()
+            if result is None and is_over:
+                result = _Result(one.shard.number, f"no worker expired it within {patience_s:.0f} s")
+            if result is not None:
+                waiting.remove(one)
+                code = 1 if result.lateness_ms is None else code
+                if as_json:
+                    write_json(asdict(result))
+                else:
+                    sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
+                sys.stdout.flush()
+>>>>>>> refs/heads/shrink2
     return code
 
 

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.connection.errors import describe
-from expirer.contract.reasons import parsed
+from expirer.contract.reasons import read_entry
 from expirer.contract.text import decode
 from expirer.operate.status import ShardStatus
 
@@ -56,7 +56,7 @@ def read_quarantine(servers: Servers, settings: Settings, shards: Sequence[Shard
             shard = servers.shards[number]
             scan = shard.client.hscan_iter(shard.keys.quarantine, count=_SLICE)
             for id_, value in islice(scan, max(_COUNTED // len(numbers), 1)):
-                known = parsed(value)
+                known = read_entry(value)
                 entries.append(Entry(decode(id_), known["reason"], known["at"]))
     except ResponseError as error:
         return Quarantine(error=describe(error, settings))

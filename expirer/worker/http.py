@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -28,7 +27,6 @@ _LEAST_S = 0.002
 """A connection has this long to send its request before the next one may take its place."""
 _RETRY_S = 0.05
 """Pause when nothing can be accepted: usually no file descriptor is left."""
-_LONGEST_SLEEP_S = 3600.0
 _BACKLOG = 1024
 _END = b"\r\n\r\n"
 _REQUEST = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]((?:\r\n[!-9;-~]+:[^\r\n]*)*)")
@@ -107,20 +105,14 @@ class HttpServer:
     def stop(self) -> None:
         """Close the port and every connection."""
         self._stop.close()
-        if self._thread.ident is None:  # never started
-            self._run()
-        else:
-            self._thread.join(1.0)
+        self._thread.join(1.0)
 
     def _run(self) -> None:
-        with ExitStack() as stack:
-            for closed in (self._selector, self._listener, self._stopping):
-                stack.enter_context(closed)
+        with self._selector, self._listener, self._stopping:
             self._selector.register(self._listener, selectors.EVENT_READ)
             self._selector.register(self._stopping, selectors.EVENT_READ)
             while True:
-                until = self._connections[0].until if self._connections else math.inf
-                patience_s = min(max(until - time.monotonic(), 0), _LONGEST_SLEEP_S)
+                patience_s = self._connections[0].until - time.monotonic() if self._connections else None
                 ready = {key.fileobj for key, _ in self._selector.select(patience_s)}
                 for connection in tuple(self._connections):
                     if connection.socket in ready:
@@ -137,7 +129,7 @@ class HttpServer:
     def _accept(self) -> None:
         if len(self._connections) >= MOST_CONNECTIONS:
             oldest = self._connections[0]
-            time.sleep(min(max(oldest.since + _LEAST_S - time.monotonic(), 0), _LEAST_S))
+            time.sleep(max(oldest.since + _LEAST_S - time.monotonic(), 0))
             self._proceed(oldest)
             if oldest in self._connections:
                 self._close(oldest)
@@ -225,27 +217,18 @@ class _Connection:
 
 
 def _encode(answer: Answer, *, has_body: bool = True) -> bytes:
-    headers = {
-        "Content-Type": answer.content_type,
-        "Content-Length": str(len(answer.body)),
-        **_HEADERS,
-        **answer.headers,
-    }
+    own = {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+    headers = own | _HEADERS | dict(answer.headers)
     lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", *map(": ".join, headers.items())]
     return "\r\n".join(lines).encode("latin-1") + _END + (answer.body if has_body else b"")
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(family, kind))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-            listener.settimeout(0)
-            stack.pop_all()
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        why = error.strerror or str(error)
+        why = str(error.strerror or error).partition(" (while attempting")[0]
         raise ConfigurationError([f"EXPIRER_HTTP_HOST={host}, EXPIRER_HTTP_PORT={port}: {why}"]) from None
+    listener.settimeout(0)
     return listener

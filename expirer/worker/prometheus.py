@@ -26,6 +26,13 @@ from expirer.worker.metrics import Histogram, ShardMetrics
 from expirer.worker.wake import WakeListener
 
 _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+_COUNTERS = (
+    ("ticks", "ticks", "Drains that ended, with or without work"),
+    ("conflicts", "conflicts", "Batches cancelled because the control key changed"),
+    ("expired", "expired_reservations", "Reservations that this worker expired"),
+    ("units", "expired_units", "Units that this worker gave back"),
+)
+"""Of ShardMetrics: the field, and the name and the meaning of its metric."""
 
 
 class WorkerCollector(Collector):
@@ -47,44 +54,25 @@ class WorkerCollector(Collector):
         yield GaugeMetricFamily(
             "expirer_worker_listening", "1 while wake messages are heard", float(not self._listener.trouble)
         )
-        yield from self._by_shard()
-        yield _histogram(
-            "expirer_worker_lateness_seconds",
-            "How late the units of each reservation came back, after the grace",
-            [shard.lateness for shard in self._shards],
-        )
-        yield _histogram(
-            "expirer_worker_batch_duration_seconds",
-            "Time from sending a batch to reading its reply",
-            [shard.batch_duration for shard in self._shards],
-        )
-
-    def _by_shard(self) -> Iterator[Metric]:
-        ticks = CounterMetricFamily("expirer_worker_ticks", "Drains that ended, with or without work", labels=["shard"])
-        conflicts = CounterMetricFamily(
-            "expirer_worker_conflicts", "Batches cancelled because the control key changed", labels=["shard"]
-        )
+        for field, name, meaning in _COUNTERS:
+            counter = CounterMetricFamily(f"expirer_worker_{name}", meaning, labels=["shard"])
+            for number, shard in enumerate(self._shards):
+                counter.add_metric([str(number)], getattr(shard, field))
+            yield counter
         errors = CounterMetricFamily("expirer_worker_errors", "Batches that failed", labels=["shard", "error"])
-        expired = CounterMetricFamily(
-            "expirer_worker_expired_reservations", "Reservations that this worker expired", labels=["shard"]
-        )
-        units = CounterMetricFamily(
-            "expirer_worker_expired_units", "Units that this worker gave back", labels=["shard"]
-        )
         success = GaugeMetricFamily(
             "expirer_worker_last_success_timestamp_seconds", "When a batch last succeeded, Unix time", labels=["shard"]
         )
         for number, shard in enumerate(self._shards):
-            labels = [str(number)]
-            ticks.add_metric(labels, shard.ticks)
-            conflicts.add_metric(labels, shard.conflicts)
-            expired.add_metric(labels, shard.expired)
-            units.add_metric(labels, shard.units)
-            if shard.succeeded_at:
-                success.add_metric(labels, shard.succeeded_at)
             for error, count in list(shard.errors.items()):
-                errors.add_metric([*labels, error], count)
-        return iter((ticks, conflicts, errors, expired, units, success))
+                errors.add_metric([str(number), error], count)
+            if shard.succeeded_at:
+                success.add_metric([str(number)], shard.succeeded_at)
+        yield from (errors, success)
+        meaning = "How late the units of each reservation came back, after the grace"
+        yield _histogram("lateness", meaning, [shard.lateness for shard in self._shards])
+        meaning = "Time from sending a batch to reading its reply"
+        yield _histogram("batch_duration", meaning, [shard.batch_duration for shard in self._shards])
 
 
 def metrics_route(collector: Collector) -> Route:
@@ -103,7 +91,7 @@ def metrics_route(collector: Collector) -> Route:
 
 
 def _histogram(name: str, meaning: str, histograms: Sequence[Histogram]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, meaning)
+    family = HistogramMetricFamily(f"expirer_worker_{name}_seconds", meaning)
     counts = [sum(column) for column in zip(*(histogram.counts for histogram in histograms), strict=True)]
     buckets = zip(map(floatToGoString, histograms[0].bounds), accumulate(counts), strict=True)
     family.add_metric([], list(buckets), sum(histogram.sum_s for histogram in histograms))
