@@ -49,7 +49,7 @@ class Shop:
         self._random = random.Random(7)
         self._orders = 48_000
         self._workers = [Worker(connect_all(self._settings).shards[0], Log().logger()) for _ in range(2)]
-        self._watch = Watch(Servers.of(self._client, self._settings), self._settings, Log().logger())
+        self._watch = Watch(Servers.of(self._client, self._settings).shards, Log().logger())
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 

@@ -35,7 +35,7 @@ def serve(settings: Settings) -> int:
     stops = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     log = build_logger(settings)
-    watch = Watch(connect_all(settings), settings, log)
+    watch = Watch(connect_all(settings).shards, log)
     server = HttpServer(settings.http_host, settings.http_port or PORT, routes(watch, settings), log)
     threading.Thread(target=watch.run, name="expirer-watch", daemon=True).start()
     server.start()
