@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import urllib.parse
+from contextlib import suppress
 from http import HTTPStatus
 
 from expirer.config.environment import variable
@@ -58,23 +59,16 @@ def _show_page(watch: Watch, settings: Settings, request: Request) -> Answer:
     # and read what we answer; an address, or a name that the site does not own, it cannot have.
     host = request.headers.get("host", "")
     if not is_allowed(host, settings):
-        text = f"this page does not answer to the name {host!r}: add it to {variable('http_allowed_hosts')}\n"
-        return Answer(printable(text[:-1]).encode() + b"\n", HTTPStatus.MISDIRECTED_REQUEST)
+        text = f"this page does not answer to the name {host!r}: add it to {variable('http_allowed_hosts')}"
+        return Answer(f"{printable(text)}\n".encode(), HTTPStatus.MISDIRECTED_REQUEST)
     html = render(Page(settings, watch.reading, now_ms(), is_still=request.query == "still"))
     return Answer(html.encode(), content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": CSP})
 
 
 def is_allowed(host: str, settings: Settings) -> bool:
     """Say whether a Host header is an address, localhost, the host that is listened on, or an allowed name."""
-    try:
+    allowed = {"localhost", settings.http_host.lower(), *map(str.lower, settings.http_allowed_hosts)}
+    with suppress(ValueError):  # of a host, or of an address, that is none
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    allowed = {"localhost", settings.http_host, *settings.http_allowed_hosts}
-    if "*" in allowed or name in {known.lower() for known in allowed}:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+        return "*" in allowed or name in allowed or ipaddress.ip_address(name) is not None
+    return False
