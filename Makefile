@@ -4,7 +4,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench clean demo demo-monitoring lint lock test torture
+.PHONY: bench clean demo demo-monitoring lint lock test test-all test-slow torture
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -15,14 +15,23 @@ demo-monitoring: $(VENV)/.test
 	$(BIN)/python tests/tools.py prometheus prometheus-alertmanager
 	$(BIN)/python -m deploy.monitoring
 
+# What takes no more than about a second each: one Redis server, and no other tool.
 test: $(VENV)/.test
 	$(BIN)/python tests/servers.py
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m 'not slow'
+
+# The rest: Sentinels, Clusters, faults, packages, documents, and real tools such as Prometheus and Chromium.
+test-slow: $(VENV)/.test
+	$(BIN)/python tests/servers.py
 	$(BIN)/python tests/tools.py
-	$(BIN)/pytest --numprocesses 6 --dist loadfile
+	$(BIN)/pytest --numprocesses 6 --dist loadfile -m slow
+
+test-all: test test-slow
 
 # Some of it, again as it was: make torture ONLY=kills,soak SEED=7 MINUTES=5
 torture: $(VENV)/.test
 	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/tools.py cc
 	$(BIN)/python -m tests.torture $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(MINUTES),--minutes $(MINUTES))
 

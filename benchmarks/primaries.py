@@ -22,9 +22,9 @@ from benchmarks.servers import Server, running
 from benchmarks.shop import Hold, holds
 from benchmarks.systems import expirer_command, working
 from expirer.contract.keys import ShardKeys, shard_of, slot_of
-from tests.beds import execute, raw
 from tests.program import wait_until
 from tests.servers import MISSING, RedisServer, find_server, free_cluster_port
+from tests.topology import execute, raw
 
 SHARDS = 16
 """As docs/scaling.md recommends."""

@@ -1,4 +1,4 @@
-"""The users of deploy/acl/expirer.acl, the desk at which one works, and what a server has refused to them."""
+"""The users of deploy/acl/expirer.acl, the access at which one works, and what a server has refused to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NAMING = "+client|setname"
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Access:
     """Where a user works: the shop as its owner sees it, and how the user reaches it; `topology` is of settings."""
 
     shop: Inventory
@@ -91,17 +91,22 @@ class Desk:
         admin.hset(shop.keys.about, mapping={"gone": "version=1", "here": "version=1"})
 
     def complaints(self, *command: str) -> list[str]:
-        """Run a verb; return the lines in which it says that something stands in its way."""
+        """Run a command; return the lines in which it says that something stands in its way."""
+        out, err = self.output(*command)
+        said = [line for line in err.splitlines() if line.startswith("expirer: ")]
+        marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
+        return said + [line for line in out.splitlines() if line.startswith(marks)]
+
+    def output(self, *command: str) -> tuple[str, str]:
+        """Run a command; return what it prints: standard output, standard error."""
         out, err = io.StringIO(), io.StringIO()
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.topology.items()]
         with redirect_stdout(out), redirect_stderr(err), patch("expirer.operate.audit._SETTLE_S", 0):
             cli.main([*command, "--redis-url", self.url, *flags])
-        said = [line for line in err.getvalue().splitlines() if line.startswith("expirer: ")]
-        marks = ("failure", "warning", "remark", "ok       server: it hides INFO")
-        return said + [line for line in out.getvalue().splitlines() if line.startswith(marks)]
+        return out.getvalue(), err.getvalue()
 
     def errors(self, act: Callable[[Servers], object]) -> list[str]:
-        """Return what goes wrong where the user does something without a verb."""
+        """Return what goes wrong where the user does something without a command."""
         return _errors(lambda: connect_all(self.settings), act)
 
     def checkout_errors(self, act: Callable[[Reservations], object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A test bed of real servers: a Redis Cluster whose primaries die and change places, and whose slots move."""
+"""A topology of real servers: a Redis Cluster whose primaries die and change places, and whose slots move."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import redis
 from redis.cluster import RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from tests.beds import REPLICATION, House, execute, follows, info_of, made, raw, tls_options
 from tests.network import OUTSIDE, Place
 from tests.program import wait_until
 from tests.servers import RedisServer, free_cluster_port
+from tests.topology import REPLICATION, Topology, execute, follows, info_of, made, raw, tls_options
 
 _TO_BUS = 10_000
 """From the port of a node to that of its bus."""
@@ -22,11 +22,11 @@ _NODE_TIMEOUT_MS = 2000
 """Less would take a busy machine for a dead server."""
 
 
-class Cluster(House):
+class Cluster(Topology):
     """A Redis Cluster of three primaries and three replicas; the n-th replica belongs to the n-th primary."""
 
-    def __init__(self, binary: Path, folder: Path, *options: str, **of_any_house: Any) -> None:  # noqa: ANN401  # see House
-        super().__init__(binary, folder, *options, **of_any_house)
+    def __init__(self, binary: Path, folder: Path, *options: str, **of_any_topology: Any) -> None:  # noqa: ANN401  # see Topology
+        super().__init__(binary, folder, *options, **of_any_topology)
         self.nodes: list[RedisServer] = []
 
     def start(self) -> None:

@@ -23,14 +23,26 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.worker.worker import Worker
-from tests.beds import Replicated
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
 from tests.program import DEADLINE_S, let_children_be_stopped
-from tests.servers import MISSING, NO_COMPILER, RedisServer, find_cli, find_compiler, find_server, free_port
+from tests.servers import MISSING, RedisServer, find_cli, find_server, free_port
 from tests.tools import find_tool, missing
+from tests.topology import Replicated
 
 let_children_be_stopped()
+
+
+_OF_SLOW_TESTS = {"tool", "shared_cluster", "own_cluster", "replicated"}
+"""Fixtures that need more than one Redis server."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs a real tool or several servers, before any test is deselected."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _OF_SLOW_TESTS.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +61,11 @@ def server_binary() -> Path:
     return binary
 
 
-Unhurried = Callable[..., None]
+SlowMachine = Callable[..., None]
 
 
 @pytest.fixture
-def unhurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unhurried:
+def slow_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowMachine:
     """Return a function that gives programs as long for these constants of seconds as a busy machine may need."""
 
     def give(*constants: str) -> None:
@@ -79,13 +91,6 @@ def tool() -> Tool:
         return found
 
     return find
-
-
-@pytest.fixture(scope="session")
-def _compiler() -> None:
-    """Need a C compiler; without one skip, but fail where CI is set."""
-    if find_compiler() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_COMPILER)
 
 
 @pytest.fixture(scope="session")
@@ -139,8 +144,8 @@ def own_cluster(server_binary: Path, tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def replicated(server_binary: Path, tmp_path: Path) -> Iterator[Replicated]:
     """Run a primary with two replicas and three Sentinels for a test that breaks them."""
-    with Replicated(server_binary, tmp_path) as bed:
-        yield bed
+    with Replicated(server_binary, tmp_path) as topology:
+        yield topology
 
 
 @pytest.fixture
@@ -187,7 +192,7 @@ Operate = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
-    """Return a function that runs a verb of the operator: exit code, standard output, standard error."""
+    """Return a function that runs a command of the operator: exit code, standard output, standard error."""
     monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
         monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", _QuietTracking)

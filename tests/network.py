@@ -82,15 +82,15 @@ class Network:
         outside = frozenset(place.address for place in self._places.values()) - inside
         for place in self._places.values():
             for line in place.lines:
-                line.weather = replace(line.weather, parted=outside if place.address in inside else inside)
+                line.conditions = replace(line.conditions, parted=outside if place.address in inside else inside)
 
     def clear(self, *, cut: bool = False) -> None:
         """Let everything pass again, and what was kept back arrive; or, with `cut`, be lost with its connection."""
         for place in self._places.values():
             for line in place.lines:
                 if cut:
-                    line.cut(line.weather.parted)
-                line.weather = CLEAR
+                    line.cut(line.conditions.parted)
+                line.conditions = CLEAR
 
 
 def _version(binary: Path) -> int:

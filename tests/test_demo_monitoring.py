@@ -35,10 +35,10 @@ class Demo:
         self.web, _, _, self.prometheus, alertmanager = re.findall(r"http://[\d.:]+", self.text)
         self._alerts = f"{alertmanager}/api/v2/alerts"
 
-    def types(self, verb: str) -> str:
+    def types(self, command: str) -> str:
         """Return what one of the commands prints that it says to try, or another one at the same Redis."""
         pause, resume = re.findall(r"^  (\S+/expirer .*)$", self.text, re.MULTILINE)
-        words = shlex.split({"pause": pause, "resume": resume}.get(verb, resume.replace("resume", verb)))
+        words = shlex.split({"pause": pause, "resume": resume}.get(command, resume.replace("resume", command)))
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def page(self) -> str:

@@ -176,13 +176,13 @@ def test_each_selector_picks_its_pods() -> None:
 
 
 def test_the_guide_names_what_is_there() -> None:
-    """Each file and each verb in the guide exists."""
+    """Each file and each command in the guide exists."""
     paths = re.findall(r"(?<=\]\()[^)#:]+(?=\))", GUIDE)
     paths += [f"../{path}" for path in re.findall(r"\bdeploy/[\w./-]+", GUIDE)]
-    verbs = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
+    commands = re.findall(r"(?:-- |bin/|exec expirer |`)expirer (\w+)", GUIDE)
 
     assert [] == [path for path in paths if not (ROOT / "docs" / path).exists()]
-    assert [] == [verb for verb in verbs if verb not in COMMANDS]
+    assert [] == [command for command in commands if command not in COMMANDS]
 
 
 def test_the_guide_scrapes_who_serves(tool: Tool, tmp_path: Path) -> None:

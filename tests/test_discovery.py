@@ -24,10 +24,10 @@ from expirer.contract.shard import Shard
 from expirer.worker.batch import Tick
 from expirer.worker.expiry import Expiry
 from expirer.worker.worker import Worker
-from tests.beds import SERVICE, Replicated
 from tests.conftest import Log
 from tests.program import DEADLINE_S, Backlog
 from tests.servers import RedisServer, free_port
+from tests.topology import SERVICE, Replicated
 
 GREETED = [b"+OK\r\n"] * 3
 """The replies to the first commands of a connection; one to a Sentinel gives itself no name."""

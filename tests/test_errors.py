@@ -16,11 +16,11 @@ from expirer.config.settings import Settings
 from expirer.connection.errors import describe
 from expirer.contract import scripts
 from expirer.contract.keys import shard_keys, slot_of
-from tests.beds import execute, hung
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import Backlog, wait_until
 from tests.servers import RedisServer, free_port
+from tests.topology import execute, hung
 from tests.workers import Workers
 
 

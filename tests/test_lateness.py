@@ -1,4 +1,7 @@
-"""No reservation comes back later than promised, whatever messages, ticks of others, pauses and outages do."""
+"""No reservation comes back later than promised, whatever messages, ticks of others, pauses and outages do.
+
+Without messages it is an interval; with its own wake message a resolution, or two while another worker leads.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ class Lateness(RuleBasedStateMachine):
         self.due: dict[str, int] = {}
         self.during_drain: list[Callable[[], None]] = []
         self.outage_ends_ms = 0.0
+        self.paused_until_ms = 0.0
         clock = patch("expirer.worker.worker.time.monotonic", lambda: (self.now_ms - NOW) / 1000 + 1000)
         clock.start()
         self.stop_clock = clock.stop
@@ -93,7 +97,9 @@ class Lateness(RuleBasedStateMachine):
             self.client.hincrby(self.shop.keys.stock_prefix + "mug", "reserved", 1)
             self.stocked += 1
             self.due[id_] = expires_at
-            promised = expires_at + (RESOLUTION_MS if is_told else INTERVAL_MS)
+            promised = expires_at + (2 * RESOLUTION_MS if is_told else INTERVAL_MS)
+            if self.now_ms < self.paused_until_ms:
+                promised = max(promised, self.paused_until_ms + INTERVAL_MS)
             self.deadlines[id_] = max(promised, self.outage_ends_ms + LONGEST_RETRY_MS)
         if is_told:
             self.client.publish(self.shop.keys.wake, f"{int(self.now_ms)} {expires_at}")
@@ -153,6 +159,7 @@ class Lateness(RuleBasedStateMachine):
     def pause(self, for_ms: int) -> None:
         """Pause for a while: what is due meanwhile comes back after the end."""
         until = int(self.now_ms) + for_ms
+        self.paused_until_ms = float(until)
         fields: Any = control.pausing("ann", "test", int(self.now_ms), until)
         self.client.hset(self.shop.keys.control, mapping=fields)
         # A worker that sleeps through an earlier, longer pause looks after its interval.
@@ -163,6 +170,7 @@ class Lateness(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         """Resume, with the wake message that `expirer resume` sends."""
+        self.paused_until_ms = 0.0
         fields: Any = control.resuming("ann", int(self.now_ms))
         self.client.hset(self.shop.keys.control, mapping=fields)
         self.client.publish(self.shop.keys.wake, "1")

@@ -43,7 +43,7 @@ def test_a_user_without_channels_is_told(own_server: RedisServer) -> None:
     Redis 7 gives a new user no channels at all.
     """
     with own_server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "+@all", "resetchannels")  # type: ignore[no-untyped-call]
+        admin.execute_command("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "+@all", "resetchannels")
         port = free_port()
         with Program(f"redis://clerk:pw@127.0.0.1:{own_server.port}", http_port=port) as program:
             entry = program.wait_for("wake_unavailable")
@@ -53,7 +53,7 @@ def test_a_user_without_channels_is_told(own_server: RedisServer) -> None:
             assert "NOPERM" in entry["message"] or "permissions" in entry["message"]
             assert readyz(port).startswith("ok, but wake messages are not heard: ")
             assert not listening(port)
-            admin.execute_command("ACL", "SETUSER", "clerk", "allchannels")  # type: ignore[no-untyped-call]
+            admin.execute_command("ACL", "SETUSER", "clerk", "allchannels")
             wait_until(lambda: listening(port))
             assert readyz(port) == "ok\n"
             assert len(program.of("wake_unavailable")) == 1
@@ -78,7 +78,7 @@ def test_a_cut_subscription_is_renewed_at_once(own_server: RedisServer, log: Log
     with listener_of(workers), own_server.client() as admin:
         for _ in range(3):
             before = {client["id"] for client in admin.client_list(_type="pubsub")}
-            admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+            admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             wait_until(lambda: {client["id"] for client in admin.client_list(_type="pubsub")} - before, 2)  # noqa: B023
             wait_until(lambda: admin.pubsub_numsub(shop.keys.wake)[0][1] == 1, 2)
 

@@ -19,12 +19,12 @@ from expirer.operate.inventory_scan import InventoryScan
 from expirer.operate.recount import Recount
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
-from tests.beds import execute, wait_for_replicas
 from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer
+from tests.topology import execute, wait_for_replicas
 
 KEYS = ShardKeys.of("inventory")
 SLOT = key_slot(KEYS.control.encode())

@@ -13,7 +13,7 @@ from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.program import Backlog
-from tests.proxy import CLEAR, Proxy, Way, Weather
+from tests.proxy import CLEAR, Conditions, Proxy, Way
 from tests.servers import RedisServer
 
 
@@ -44,11 +44,11 @@ def test_a_cut_at_any_byte_loses_and_doubles_nothing(client: redis.Redis, proxy:
             backlog = Backlog(client)
             backlog.add(3)
             worker_client.connection_pool.disconnect()
-            proxy.weather = Weather(cut=(way, byte))
+            proxy.conditions = Conditions(cut=(way, byte))
 
             errors, was_cut = worker.tick().errors, proxy.has_cut
 
-            proxy.weather = CLEAR
+            proxy.conditions = CLEAR
             backlog.assert_conserved()
             seen.add((errors, len(backlog.expired())))
             assert worker.tick().errors == 0

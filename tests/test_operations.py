@@ -13,6 +13,7 @@ import redis
 
 from expirer.contract import control
 from expirer.contract.clock import worker_clock
+from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
@@ -54,10 +55,11 @@ def an_old_backup(shop: Inventory) -> None:
 
 
 def a_poison_entry(shop: Inventory) -> None:
-    """One reservation has no number for a quantity, another is gone."""
+    """One reservation has no number for a quantity, another was gone from the start."""
     shop.stock("mug", 6, 3)
+    entry = "reason=reservation_missing at=1795469462001 score=1795469461999"
+    shop.client.hset(shop.keys.quarantine, "order-6:mug", entry)
     shop.hold("mug", "two", 1_795_469_461_999, "order-5:mug")
-    shop.client.zadd(shop.keys.index, {"order-6:mug": 1_795_469_461_999})
 
 
 def a_leaked_hold(shop: Inventory) -> None:
@@ -103,8 +105,8 @@ def a_clock_jump(shop: Inventory) -> None:
     """A worker has pulled the brake because of the clock."""
     shop.stock("mug", 8, 2)
     shop.hold("mug", 2, FUTURE, "order-9:mug")
-    reason = "brake: the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP (300s)"
-    fields = control.pausing("shop-1:3822:00e4", reason, now())
+    reason = "the server's clock jumped ahead by more than EXPIRER_MAX_CLOCK_JUMP (300s)"
+    fields = control.braking("shop-1:3822:00e4", reason, now())
     shop.client.hset(shop.keys.control, mapping=fields)  # type: ignore[arg-type]
     shop.client.zadd(shop.keys.workers, {"shop-1:3822:00e4": now()})
 
@@ -196,9 +198,13 @@ def settle(client: redis.Redis, *, has_worker: bool) -> None:
         if memory["maxmemory"] == 1 or replication["role"] != "master":
             return True
         about: Any = client.hvals(shop.keys.about)
-        is_paused = client.hget(shop.keys.control, "paused") == b"1"
-        is_drained = is_paused or not client.zcount(shop.keys.index, 0, now() - 1)
-        return is_drained and any(b"skew_ms" in text for text in about)
+        row: Any = client.hmget(shop.keys.control, control.FIELDS)
+        is_halted = Control.read(row).halt(now()) is not None
+        is_drained = is_halted or not client.zcount(shop.keys.index, 0, now() - 1)
+        if is_drained and any(b"skew_ms" in text for text in about):
+            return True
+        client.publish(shop.keys.wake, "1")  # its first look cannot know its clock yet
+        return False
 
     if has_worker:
         wait_until(is_settled)

@@ -19,11 +19,11 @@ from expirer.connection.connect import Servers, connect
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
 from tests.conftest import Log
+from tests.faults import busy, full, full_disk, linux_only, replica
 from tests.inventory import contents
 from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
-from tests.weather import busy, full, full_disk, linux_only, replica
 
 WorkerAt = Callable[[str], Worker]
 
@@ -90,20 +90,20 @@ def test_flushed_scripts_are_no_error(
     backlog.assert_expired_once()
 
 
-@pytest.mark.parametrize("weather", [full, pytest.param(full_disk, marks=linux_only), replica, busy])
+@pytest.mark.parametrize("fault", [full, pytest.param(full_disk, marks=linux_only), replica, busy])
 def test_a_refusal_changes_nothing(
     own_server: RedisServer,
     own_client: redis.Redis,
     backlog: Backlog,
     worker_at: WorkerAt,
     log: Log,
-    weather: Callable[[redis.Redis], AbstractContextManager[str]],
+    fault: Callable[[redis.Redis], AbstractContextManager[str]],
 ) -> None:
     """A server that is full, a replica or busy: each tick logs why, no key changes, and afterwards all expire."""
     worker = worker_at(own_server.url)
     before = contents(own_client)
 
-    with weather(own_client) as reason:
+    with fault(own_client) as reason:
         ticks = [worker.tick(), worker.tick()]
 
     assert [Tick(errors=1)] * 2 == ticks

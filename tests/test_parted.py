@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds import Replicated, info_of
+from tests.faults import linux_only
 from tests.inventory import Inventory
 from tests.network import Network
 from tests.program import Program, wait_until
 from tests.servers import RedisServer
-from tests.weather import linux_only
+from tests.topology import Replicated, info_of
 
 pytestmark = linux_only
 

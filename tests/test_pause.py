@@ -371,10 +371,10 @@ def test_one_shard_can_be_paused(server_client: redis.Redis, run: Callable[..., 
     assert (code, err) == (2, "expirer: --shard 2: the shards are 0 to 1\n")
 
 
-@pytest.mark.parametrize("verb", [["pause"], ["resume"], ["once", "--dry-run"]])
-def test_no_redis_is_one_line(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without Redis each verb says so in one line without the password, and exits 1."""
-    assert cli.main([*verb, "--redis-url", "redis://:hunter2@127.0.0.1:1/0"]) == 1
+@pytest.mark.parametrize("command", [["pause"], ["resume"], ["once", "--dry-run"]])
+def test_no_redis_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without Redis each command says so in one line without the password, and exits 1."""
+    assert cli.main([*command, "--redis-url", "redis://:hunter2@127.0.0.1:1/0"]) == 1
 
     err = capsys.readouterr().err
     assert err.startswith("expirer: redis://127.0.0.1:1/0: ")
@@ -400,7 +400,7 @@ def test_who_paused_is_known_without_a_user_name(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("moment", [10**18, sys.maxsize])
 def test_a_time_beyond_the_calendar_is_shown_as_it_is(moment: int) -> None:
-    """A time that no calendar has does not stop a verb."""
+    """A time that no calendar has does not stop a command."""
     assert format_time(moment) == f"{moment} ms"
 
 

@@ -386,12 +386,16 @@ def test_words_of_its_own(client: redis.Redis, make_worker: MakeWorker, operate:
     assert client.xlen("shop:hold-events") == 1
 
 
-@pytest.mark.parametrize("verb", ["release o1:mug --quantity 2", "requeue o1:mug", "drop o1:mug --yes"])
+@pytest.mark.parametrize("command", ["release o1:mug --quantity 2", "requeue o1:mug", "drop o1:mug --yes"])
 @pytest.mark.parametrize("missing", ["hset", "hdel", "xadd", "zrem", "zadd", "pexpire", "events", "stock"])
 def test_a_missing_right_does_nothing_half(
-    server_client: redis.Redis, shared_server: RedisServer, capsys: pytest.CaptureFixture[str], verb: str, missing: str
+    server_client: redis.Redis,
+    shared_server: RedisServer,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    missing: str,
 ) -> None:
-    """Without a right that it needs a verb moves no unit, says which in one line, and can be repeated."""
+    """Without a right that it needs a command moves no unit, says which in one line, and can be repeated."""
     shop = Inventory(server_client)
     shop.stock("mug", 8, 2)
     shop.hold("mug", "two", PAST, "o1:mug")
@@ -402,7 +406,7 @@ def test_a_missing_right_does_nothing_half(
     server_client.execute_command("ACL", "SETUSER", *user)  # type: ignore[no-untyped-call]
     try:
         url = f"{shared_server.url}?username=clerk&password=pw"
-        code = cli.main(["quarantine", *verb.split(), "--redis-url", url])
+        code = cli.main(["quarantine", *command.split(), "--redis-url", url])
     finally:
         server_client.execute_command("ACL", "DELUSER", "clerk")  # type: ignore[no-untyped-call]
     err = capsys.readouterr().err
@@ -411,8 +415,8 @@ def test_a_missing_right_does_nothing_half(
         assert (8, 2) == shop.counters("mug")
         assert len(err.splitlines()) == 1
         assert shop.quarantine() == {"o1:mug": "quantity_invalid"}
-        assert cli.main(["quarantine", *verb.split(), "--redis-url", shared_server.url]) in (0, 1)
-    if verb.startswith("release") and shop.status("o1:mug") == "Expired" and not shop.quarantine():
+        assert cli.main(["quarantine", *command.split(), "--redis-url", shared_server.url]) in (0, 1)
+    if command.startswith("release") and shop.status("o1:mug") == "Expired" and not shop.quarantine():
         shop.assert_conserved({"mug": 10})
 
 

@@ -92,7 +92,7 @@ def test_its_events_are_all() -> None:
     """The table lists every event that the code logs, and no other."""
     logged = set()
     for source in (ROOT / "expirer").rglob("*.py"):
-        logged |= set(re.findall(r"\b_?log\.\w+\([^\"\n]*\n?\s*\"(\w+)\"", source.read_text()))
+        logged |= set(re.findall(r"\b_?log(?:_repair|\.\w+)\([^\"\n]*\n?\s*\"(\w+)\"", source.read_text()))
     table = README[README.index("| event | level |") :].split("\n\n")[0]
     listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
@@ -122,7 +122,8 @@ def test_its_rights_are_those_of_the_file() -> None:
 def test_its_findings_are_all() -> None:
     """The table lists every kind of finding that an audit knows."""
     source = Path(findings.__file__).read_text()
-    known = set(re.findall(r'"(\w+_(?:indexed|differs|missing|wrong_type|invalid|stale|negative))"', source))
+    endings = "indexed|differs|missing|wrong_type|invalid|stale|negative|expires|due|mismatch"
+    known = set(re.findall(rf'"(\w+_(?:{endings}))"', source))
     table = README[README.index("| finding | what is wrong") :].split("\n\n")[0]
     listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
@@ -130,7 +131,7 @@ def test_its_findings_are_all() -> None:
 
 
 def test_its_verbs_are_all() -> None:
-    """The table of commands names every verb."""
+    """The table of commands names every command."""
     table = README[README.index("| command | does | exit code |") :].split("\n\n")[0]
 
     assert [] == [name for name in COMMANDS if f"`{name.split()[-1]}`" not in table and f"`expirer {name}" not in table]

@@ -13,7 +13,7 @@ from benchmarks.report import update
 from benchmarks.results import PartResult, Results
 from tests.reader import ROOT
 from tests.torture import results
-from tests.torture.results import Told
+from tests.torture.results import Row
 
 MODULES = (drain, lateness, foreground, scaling, idle, memory, fleet, audit_part, flood, primaries)
 PARTS = {module.PART.name: module.PART for module in MODULES}
@@ -50,19 +50,19 @@ def test_a_fault_that_is_tried_alone_changes_its_own_row(tmp_path: Path, monkeyp
     monkeypatch.setattr(results, "DOCUMENT", document)
     monkeypatch.setattr(results, "KEPT", tmp_path / ".results.json")
     rows = [line for line in document.read_text().splitlines() if line.endswith(" UTC |")]
-    told = {str(n): Told(row.split(" | ")[0].removeprefix("| "), row.split(" | ")[4]) for n, row in enumerate(rows)}
-    results.tell(told)
+    faults = {str(n): Row(row.split(" | ")[0].removeprefix("| "), row.split(" | ")[4]) for n, row in enumerate(rows)}
+    results.write(faults)
     assert (ROOT / "docs" / "reliability.md").read_text() == document.read_text()
 
     verdict = {"lost": {"count": 0}, "wrong": {"count": 0}, "ended": {"Expired": 7}, "steps": 9, "unanswered": 1}
-    tried = {"measured_at": "2030-01-01 00:00 UTC", "on": "an abacus", "struck": {"kill": 3}, "verdict": verdict}
+    tried = {"measured_at": "2030-01-01 00:00 UTC", "on": "an abacus", "injected": {"kill": 3}, "verdict": verdict}
     results.KEPT.write_text(json.dumps({"1": tried}))
-    results.tell(told)
+    results.write(faults)
 
     now = [line for line in document.read_text().splitlines() if line.endswith(" UTC |")]
     assert now == [
         rows[0],
-        f"| {told['1'].title} | 3 | 9, 1 | 7 | {told['1'].promise} | exact | 2030-01-01 00:00 UTC |",
+        f"| {faults['1'].title} | 3 | 9, 1 | 7 | {faults['1'].promise} | exact | 2030-01-01 00:00 UTC |",
         *rows[2:],
     ]
     assert "On an abacus.\n" in document.read_text()

@@ -132,10 +132,11 @@ def urls(server: RedisServer, secret_file: Path) -> dict[str, dict[str, str]]:
     ("trouble", "form"),
     [("wrong password", "console"), *((trouble, "json") for trouble in urls(RedisServer(Path(), Path()), Path()))],
 )
+@pytest.mark.parametrize(("command", "event"), [("run", "processing_error"), ("web", "cannot_read_redis")])
 def test_a_worker_in_trouble_shows_no_password(
-    own_server: RedisServer, tmp_path: Path, trouble: str, form: str
+    own_server: RedisServer, tmp_path: Path, command: str, event: str, trouble: str, form: str
 ) -> None:
-    """Nothing that a worker and its web process print names the password, nor does any list of processes."""
+    """Nothing that a worker or the page's process prints names the password, nor does any list of processes."""
     secret_file = tmp_path / "secret"
     secret_file.write_text(SECRET + "\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EXPIRER_")}
@@ -145,19 +146,19 @@ def test_a_worker_in_trouble_shows_no_password(
         client.config_set("requirepass", "another")
     printed = tmp_path / "printed"
     with printed.open("wb") as output:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "expirer", "run"], env=environment, stdout=output, stderr=output
+        program = subprocess.Popen(
+            [sys.executable, "-m", "expirer", command], env=environment, stdout=output, stderr=output
         )
     try:
-        wait_until(lambda: printed.read_text().count("processing_error") and "http_started" in printed.read_text())
-        process = PROC / str(worker.pid)
+        wait_until(lambda: all(name in printed.read_text() for name in (event, "http_started")))
+        process = PROC / str(program.pid)
         shown = (process / "cmdline").read_bytes().decode()
         open_to_others = (process / "environ").stat().st_mode & 0o077
-        worker.send_signal(SIGTERM)
-        assert worker.wait(DEADLINE_S) == 0
+        program.send_signal(SIGTERM)
+        assert program.wait(DEADLINE_S) == 0
     finally:
-        worker.kill()
-        worker.wait()
+        program.kill()
+        program.wait()
 
     assert [] == leaks(f"{printed.read_text()}\n{shown}")
     assert 0 == open_to_others
@@ -183,12 +184,14 @@ def test_a_bad_address_is_not_repeated(url: str) -> None:
     assert [] == leaks(done.stderr)
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_help_shows_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     """Help shows the defaults, and nothing of the environment."""
     monkeypatch.setenv("EXPIRER_REDIS_URL", f"redis://{USER}@shop.example/0")
     with pytest.raises(SystemExit):
-        cli.main([*verb.split(), "--help"])
+        cli.main([*command.split(), "--help"])
 
     out, err = capsys.readouterr()
     assert [] == leaks(out + err)

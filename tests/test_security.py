@@ -55,12 +55,12 @@ def test_no_id_is_more_than_a_name(
     for product in HOSTILE:
         shop.stock(product, 0, 1)
         shop.hold(product, quantity, NOW - 1000, f"{product}:{product}", order_id=product)
-    shown = "".join(operate(*verb)[1] for verb in (["pending"], ["once", "--dry-run"], ["pending", "--json"]))
+    shown = "".join(operate(*command)[1] for command in (["pending"], ["once", "--dry-run"], ["pending", "--json"]))
     log = io.StringIO()
     settings = Settings(log_format=form)
     tick = Worker(Servers.of(client, settings).shards[0], build_logger(settings, log), lambda: NOW).tick()
     shown += "".join(
-        operate(*verb)[1] for verb in (["quarantine", "list"], ["quarantine", "list", "--json"], ["status"])
+        operate(*command)[1] for command in (["quarantine", "list"], ["quarantine", "list", "--json"], ["status"])
     )
     for product in HOSTILE[:-1]:
         shown += operate("show", "--", f"{product}:{product}")[1]
@@ -131,7 +131,7 @@ def test_a_server_that_lies_is_no_more_than_an_error(
     capsys: pytest.CaptureFixture[str],
     what: str,
 ) -> None:
-    """A server that answers nonsense is told of in harmless lines, by the worker, which tries again, and by a verb."""
+    """The worker, which tries again, and a command report a server that answers nonsense in harmless lines."""
     monkeypatch.chdir(tmp_path)
     url = f"redis://127.0.0.1:{fake_reply(NONSENSE[what])}/0?socket_timeout=1"
     settings = Settings(redis_url=url, log_format="json")

@@ -14,11 +14,11 @@ from expirer.connection.connect import connect_all
 from expirer.connection.errors import location
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
-from tests.beds import SERVICE, Replicated, hung, info_of, wait_for_replicas
 from tests.conftest import Log
 from tests.inventory import Inventory
 from tests.program import Backlog, Program, wait_until
 from tests.servers import free_port
+from tests.topology import SERVICE, Replicated, hung, info_of, wait_for_replicas
 
 
 def worker_of(topology: Replicated, log: Log, **settings: object) -> Worker:

@@ -13,7 +13,7 @@ import redis
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect
 from expirer.worker.worker import Worker
-from tests.conftest import Log, Unhurried
+from tests.conftest import Log, SlowMachine
 from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
@@ -89,9 +89,9 @@ def test_a_kill_in_a_batch_is_all_or_nothing(own_server: RedisServer, held: Way,
 
 
 @stop_signals
-def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals, unhurried: Unhurried) -> None:
+def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals, slow_machine: SlowMachine) -> None:
     """Told to stop while a batch is under way, it finishes it, whole, says what it did, and exits 0."""
-    unhurried(FINISHES)
+    slow_machine(FINISHES)
     with own_server.client() as client:
         backlog = Backlog(client)
         backlog.add(1000)
@@ -113,10 +113,10 @@ def test_a_stop_finishes_the_batch(own_server: RedisServer, number: Signals, unh
 
 
 def test_a_stop_in_a_drain_is_prompt(
-    shared_server: RedisServer, server_client: redis.Redis, unhurried: Unhurried
+    shared_server: RedisServer, server_client: redis.Redis, slow_machine: SlowMachine
 ) -> None:
     """Told to stop at any moment of a long drain, it exits 0 at once, and what it logged is what it did."""
-    unhurried(FINISHES)
+    slow_machine(FINISHES)
     backlog = Backlog(server_client)
     chance = random.Random(2)
 
@@ -137,10 +137,10 @@ def test_a_stop_in_a_drain_is_prompt(
 
 @stop_signals
 def test_a_stop_while_idle_is_prompt(
-    shared_server: RedisServer, server_client: redis.Redis, number: Signals, unhurried: Unhurried
+    shared_server: RedisServer, server_client: redis.Redis, number: Signals, slow_machine: SlowMachine
 ) -> None:
     """Told to stop while it sleeps, it says so and exits 0 at once."""
-    unhurried(FINISHES)
+    slow_machine(FINISHES)
     with Program(shared_server.url, "--interval", "10m") as program:
         wait_until(lambda: server_client.zcard(Backlog(server_client).shop.keys.workers))
         program.signal(number)
@@ -151,10 +151,10 @@ def test_a_stop_while_idle_is_prompt(
 
 @stop_signals
 def test_a_second_stop_changes_nothing(
-    shared_server: RedisServer, server_client: redis.Redis, number: Signals, unhurried: Unhurried
+    shared_server: RedisServer, server_client: redis.Redis, number: Signals, slow_machine: SlowMachine
 ) -> None:
     """Told to stop again and again in the middle of a drain, it still ends cleanly, with exit code 0."""
-    unhurried(FINISHES)
+    slow_machine(FINISHES)
     backlog = Backlog(server_client)
     backlog.add(3000)
 
@@ -171,10 +171,10 @@ def test_a_second_stop_changes_nothing(
 @stop_signals
 @pytest.mark.parametrize("held", ["request", "reply"])
 def test_a_stop_while_the_reply_is_awaited_is_prompt(
-    own_server: RedisServer, number: Signals, held: Way, unhurried: Unhurried
+    own_server: RedisServer, number: Signals, held: Way, slow_machine: SlowMachine
 ) -> None:
     """Told to stop while a batch gets no answer, it waits no longer than its deadline, says so and exits 0."""
-    unhurried(GIVES_UP)
+    slow_machine(GIVES_UP)
     with own_server.client() as client:
         backlog = Backlog(client)
         backlog.add(100)
@@ -191,10 +191,10 @@ def test_a_stop_while_the_reply_is_awaited_is_prompt(
 
 @stop_signals
 def test_a_stop_while_the_server_hangs_is_prompt(
-    own_server: RedisServer, number: Signals, unhurried: Unhurried
+    own_server: RedisServer, number: Signals, slow_machine: SlowMachine
 ) -> None:
     """Told to stop while the server hangs, it does not wait for it: it says so and exits 0."""
-    unhurried(GIVES_UP)
+    slow_machine(GIVES_UP)
     with own_server.client() as client:
         backlog = Backlog(client)
         backlog.add(3000)
@@ -213,9 +213,9 @@ def test_a_stop_while_the_server_hangs_is_prompt(
         backlog.assert_expired_once()
 
 
-def test_a_stop_while_the_server_was_never_there_is_prompt(own_server: RedisServer, unhurried: Unhurried) -> None:
+def test_a_stop_while_the_server_was_never_there_is_prompt(own_server: RedisServer, slow_machine: SlowMachine) -> None:
     """Told to stop while it waits for a server, it says so and exits 0 at once."""
-    unhurried(FINISHES)
+    slow_machine(FINISHES)
     own_server.stop()
 
     with Program(own_server.url) as program:

@@ -16,12 +16,12 @@ from expirer.connection.connect import connect, connect_all
 from expirer.contract.keys import ShardKeys
 from expirer.worker.batch import Tick
 from expirer.worker.worker import Worker
-from tests.beds import Replicated
 from tests.certificates import Authority
 from tests.cluster import Cluster
 from tests.conftest import Log, Tool
 from tests.inventory import Inventory
 from tests.servers import RedisServer, free_port
+from tests.topology import Replicated
 from tests.workers import Workers
 
 

@@ -6,20 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Tool
+from tests.faults import linux_only
 from tests.torture import fuzz
-from tests.torture.bed import QUICK
 from tests.torture.fault import run
 from tests.torture.faults import FAULTS
+from tests.torture.rig import QUICK
 from tests.torture.soak import SOAKS
-from tests.weather import linux_only
+
+pytestmark = pytest.mark.slow
 
 
 @linux_only
-@pytest.mark.usefixtures("_compiler")
-def test_exact_under_every_fault_in_turn(server_binary: Path) -> None:
-    """What the checkouts were told and what Redis holds agree, reservation by reservation, unit by unit."""
+def test_exact_under_every_fault_in_turn(server_binary: Path, tool: Tool) -> None:
+    """What Redis acknowledged to the checkouts and what Redis holds agree, reservation by reservation, unit by unit."""
+    tool("cc")  # moves the server's clock
     soak = SOAKS["soak"]
-    plan = [fault for fault in soak.strikers for _ in range(fault.quick_times)]
+    plan = [fault for fault in soak.faults for _ in range(fault.quick_times)]
 
     outcome = run(plan, soak.host, server_binary, seed=1, sizes=QUICK)
 

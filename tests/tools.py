@@ -18,12 +18,13 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
     "chromium": "chromium",
+    "cc": "gcc libc6-dev",
     "chromedriver": "chromium-driver",
     "openssl": "openssl",
     "systemd-analyze": "systemd",
     "tmux": "tmux",
 }
-"""Tool -> the package of Debian that has it."""
+"""Tool -> the packages of Debian that have it."""
 
 _SERVICES = {"prometheus", "prometheus-alertmanager"}
 """Packages that start a service of the same name, now and with the machine."""
@@ -50,7 +51,7 @@ def _install(names: Collection[str]) -> None:
         with _no_service_starts():
             _run(*_APT, "update")
             for package in wanted:  # one by one: a name that another distribution lacks must not keep the others away
-                _run(*_APT, "install", "--no-install-recommends", package)
+                _run(*_APT, "install", "--no-install-recommends", *package.split())
         for package in _SERVICES.intersection(wanted):
             _run("update-rc.d", package, "disable")
     if gone := [name for name in names if not find_tool(name)]:

@@ -99,23 +99,17 @@ class Address(BaseSettings):
         options = parse_qs(url.query)
         has_password = url.password or "password" in options
         has_database = url.path.strip("/0") or options.get("db", ["0"]) != ["0"]
-        has_sentinel_password = self.redis_sentinel_password.get_secret_value()
+        has_two = self.redis_sentinel_password_file and self.redis_sentinel_password.get_secret_value()
+        is_socket = url.scheme == "unix"
+        is_remote = self.redis_cluster or self.redis_sentinels
+        has_several = len(host_ports(url.netloc)) > 1 and not self.redis_cluster
         problems = [
             ("CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other", self.redis_cluster and self.redis_sentinels),
-            (
-                "URL is a socket of this machine: a Cluster and Sentinels need redis://…",
-                url.scheme == "unix" and (self.redis_cluster or self.redis_sentinels),
-            ),
+            ("URL is a socket of this machine: a Cluster and Sentinels need redis://…", is_remote and is_socket),
             ("URL names a database: a Cluster has only 0", self.redis_cluster and has_database),
             ("PASSWORD_FILE is set, and the address has a password too", self.redis_password_file and has_password),
-            (
-                "URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need",
-                len(host_ports(url.netloc)) > 1 and not self.redis_cluster,
-            ),
-            (
-                "SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other",
-                self.redis_sentinel_password_file and has_sentinel_password,
-            ),
+            ("URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need", has_several),
+            ("SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other", has_two),
         ]
         for name, field in Address.model_fields.items():
             is_idle = name.startswith("redis_sentinel_") and getattr(self, name) != field.default

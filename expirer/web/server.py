@@ -13,10 +13,11 @@ from http import HTTPStatus
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
+from expirer.contract.clock import worker_clock
 from expirer.contract.text import printable
 from expirer.web.metrics import InventoryCollector
 from expirer.web.page import CSP, Page, render
-from expirer.web.watch import Watch, now_ms
+from expirer.web.watch import Watch
 from expirer.worker.http import Answer, HttpServer, Request, Route, probe
 from expirer.worker.logs import build_logger
 from expirer.worker.process import STOP_SIGNALS
@@ -61,7 +62,7 @@ def _show_page(watch: Watch, settings: Settings, request: Request) -> Answer:
     if not is_allowed(host, settings):
         text = f"this page does not answer to the name {host!r}: add it to {variable('http_allowed_hosts')}"
         return Answer(f"{printable(text)}\n".encode(), HTTPStatus.MISDIRECTED_REQUEST)
-    html = render(Page(settings, watch.reading, now_ms(), is_still=request.query == "still"))
+    html = render(Page(settings, watch.reading, int(worker_clock()), is_still=request.query == "still"))
     return Answer(html.encode(), content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": CSP})
 
 

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 from expirer.connection.errors import describe, redact
+from expirer.contract.clock import worker_clock
 from expirer.contract.reasons import parsed
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode
@@ -80,7 +81,7 @@ class Watch:
         self._figures = Figures()
         self._read_s = time.monotonic()
         """When the figures were read, or the watch began, monotonic seconds."""
-        self.reading = Reading(now_ms())
+        self.reading = Reading(int(worker_clock()))
 
     def read(self) -> None:
         """Read Redis once; raise nothing, or the last reading would pass for the present."""
@@ -100,7 +101,7 @@ class Watch:
             if not before.error:
                 log.exception("web_error")
         else:
-            now = now_ms()
+            now = int(worker_clock())
             point = Point(now, snapshot.overdue, snapshot.lateness, snapshot.rate)
             points = (*before.points, point)[-HOUR_MS // PERIOD_MS :]
             self.reading = Reading(now, snapshot, quarantine, points)
@@ -125,7 +126,7 @@ class Watch:
     def why_not_ready(self) -> str:
         """Say why the page does not show the present; empty: it does."""
         reading = self.reading
-        if reading.is_old(now_ms()):
+        if reading.is_old(int(worker_clock())):
             return f"cannot read Redis: {reading.error or 'no answer'}"
         return "" if reading.snapshot else "Redis has not answered yet"
 
@@ -144,8 +145,3 @@ def read_quarantine(shards: Sequence[Shard], states: Sequence[ShardStatus]) -> Q
         reasons=tuple(Counter(entry.reason for entry in entries).most_common()),
         counted=len(entries),
     )
-
-
-def now_ms() -> int:
-    """Return this machine's time, Unix ms."""
-    return time.time_ns() // 1_000_000

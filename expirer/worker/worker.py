@@ -134,7 +134,8 @@ class Worker:
             self.alarm.end(began_at, earliest, math.inf)
         except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and logs it
             done = replace(done, errors=1)
-            retry_at = time.monotonic() + self._report(error)
+            delay_s = self._report(error)
+            retry_at = time.monotonic() + delay_s
             self.alarm.end(retry_at, retry_at, retry_at)
         self.metrics.ticks += 1
         self._events.log_drain(done, time.monotonic() - began_at)
@@ -155,7 +156,7 @@ class Worker:
 
         Only a worker that can read the keys of this very inventory knows the token, and only what happened after this
         worker's own look has a higher number. What is believed are facts about the index; when to look is decided here.
-        The worker that ticked last leads; the others stand by, and take over within a resolution if it dies.
+        The worker that ticked last leads; the others stand by, and take over within two resolutions if it dies.
         """
         token, number, head, overdue, worker = (*message.split(b" ", 4), b"", b"", b"", b"")[:5]
         count, first, left = integer(number), integer(head), integer(overdue)
@@ -166,11 +167,9 @@ class Worker:
             return
         self._mark = token, count
         self._is_standby = True
-        jitter_s = self._jitter_s()
-        if left:  # it goes on at once
-            self.alarm.later(time.monotonic() + (self._resolution_s + jitter_s) / 2)
-        else:
-            self.alarm.later(math.inf if first is None else self._due_at(first) + jitter_s)
+        now, due_at = time.monotonic(), math.inf if first is None else self._due_at(first)
+        is_left = not left and due_at <= now - self._resolution_s / 2  # the other worker has a longer grace
+        self.alarm.later(self._jitter_s() + (now if is_left else max(due_at, now + self._resolution_s)))
 
     def _sleep(self) -> None:
         while not self.alarm.is_stopped:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from tests.servers import MISSING, find_server
 from tests.torture import fuzz, results
-from tests.torture.bed import Sizes
 from tests.torture.fault import Outcome, run
 from tests.torture.faults import FAULTS
-from tests.torture.results import Told
+from tests.torture.results import Row
+from tests.torture.rig import Sizes
 from tests.torture.soak import SOAKS
 
 _SIZES = Sizes()
-TOLD = {
-    **{name: Told(fault.title, fault.promise) for name, fault in FAULTS.items()},
-    "fuzz": Told("due entries of random types, sizes, encodings and numbers", "each ends in one place; none blocks"),
-    **{name: Told(soak.title, soak.promise) for name, soak in SOAKS.items()},
+ROWS = {
+    **{name: Row(fault.title, fault.promise) for name, fault in FAULTS.items()},
+    "fuzz": Row("due entries of random types, sizes, encodings and numbers", "each ends in one place; none blocks"),
+    **{name: Row(soak.title, soak.promise) for name, soak in SOAKS.items()},
 }
 _MAY_LOSE = {name for name, one in (*FAULTS.items(), *SOAKS.items()) if one.may_lose}
 
@@ -31,15 +31,15 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument(
-        "--only", default="", metavar="FAULT,…", help=f"of {', '.join(TOLD)}; others keep their figures"
+        "--only", default="", metavar="FAULT,…", help=f"of {', '.join(ROWS)}; others keep their figures"
     )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: at random; it is printed")
     parser.add_argument("--minutes", type=float, default=20, help="of each soak; default 20")
     parser.add_argument("--report-only", action="store_true", help="write the document again from what was kept")
     options = parser.parse_args()
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(TOLD)
-    if unknown := [name for name in names if name not in TOLD]:
-        parser.error(f"{unknown[0]} is not a fault; the faults are {', '.join(TOLD)}")
+    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(ROWS)
+    if unknown := [name for name in names if name not in ROWS]:
+        parser.error(f"{unknown[0]} is not a fault; the faults are {', '.join(ROWS)}")
     binary = find_server()
     if binary is None:
         parser.error(MISSING)
@@ -58,7 +58,7 @@ def main() -> None:
         results.keep(name, outcome, version)
         _say(f"{name}: {outcome.summary()}")
         broken += [name] * (not outcome.is_kept(may_lose=name in _MAY_LOSE))
-    results.tell(TOLD)
+    results.write(ROWS)
     if broken:
         sys.exit(f"a promise is broken: {', '.join(broken)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.servers import NO_COMPILER, find_compiler
+from tests.tools import find_tool, missing
 
 _SOURCE = Path(__file__).with_name("clock.c")
 
@@ -15,9 +15,9 @@ class ServerClock:
 
     def __init__(self, folder: Path) -> None:
         library = folder / "clock.so"
-        compiler = find_compiler()
+        compiler = find_tool("cc")
         if compiler is None:
-            raise FileNotFoundError(NO_COMPILER)
+            raise FileNotFoundError(missing("cc"))
         subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, _SOURCE, "-ldl"], check=True)
         self._file = folder / "clock.offset"
         self.move(0)

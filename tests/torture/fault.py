@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.torture.bed import Bed, Sizes
+from tests.torture.checker import Verdict
 from tests.torture.clock import ServerClock
-from tests.torture.judge import Verdict
+from tests.torture.rig import Rig, Sizes
 from tests.torture.single import OneServer
 
 EXACT = "exact: nothing lost, nothing doubled"
@@ -22,25 +22,25 @@ EXACT = "exact: nothing lost, nothing doubled"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the servers must be like for a fault to strike them."""
+    """What the servers must be like for a fault."""
 
     options: tuple[str, ...] = ()
-    bed: type[Bed] = OneServer
+    rig: type[Rig] = OneServer
     has_clock: bool = False
     """Whether the tests move its clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the shop, again and again, and what is promised."""
+    """What happens to the workload, again and again, and what is promised."""
 
     name: str
     title: str
-    strike: Callable[[Any], None]
-    """Strikes a bed of the host once; `bed.turn` says how often it was done before, and `bed.calm` repairs."""
+    inject: Callable[[Any], None]
+    """Injects it once, into a rig of the host; `rig.turn` says how often it was done before, and `rig.calm` repairs."""
     times: int
     quick_times: int = 2
-    """In `make test`, where 0 leaves it to the long run."""
+    """In `make test-all`, where 0 leaves it to the long run."""
     promise: str = EXACT
     host: Host = Host()
     may_lose: bool = False
@@ -51,7 +51,7 @@ class Fault:
 class Outcome:
     """What a run showed."""
 
-    struck: dict[str, int]
+    injected: dict[str, int]
     """Name of a fault -> how often."""
     seed: int
     seconds: int
@@ -65,25 +65,25 @@ class Outcome:
         """Say it in a line, and what is wrong in some more."""
         verdict = self.verdict
         figures = (
-            f"struck {sum(self.struck.values()):,} times in {self.seconds} s; {verdict.steps:,} steps, "
+            f"injected {sum(self.injected.values()):,} times in {self.seconds} s; {verdict.steps:,} steps, "
             f"{verdict.unanswered:,} unanswered; {verdict.ended}; {len(verdict.lost)} lost, {len(verdict.wrong)} wrong"
         )
         return "\n  ".join([figures, *verdict.wrong[:10]])
 
 
 def run(plan: Iterable[Fault], host: Host, binary: Path, seed: int, sizes: Sizes) -> Outcome:
-    """Let faults strike one after the other under load; judge."""
+    """Inject one fault after the other under load; check what is left."""
     began_at = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     clock = ServerClock(folder) if host.has_clock else None
-    struck: Counter[str] = Counter()
-    with host.bed(binary, folder, seed, sizes, host.options, clock) as bed:
+    injected: Counter[str] = Counter()
+    with host.rig(binary, folder, seed, sizes, host.options, clock) as rig:
         for fault in plan:
-            bed.turn = struck[fault.name]
-            fault.strike(bed)
-            bed.calm()
-            struck[fault.name] += 1
-        verdict = bed.settle()
+            rig.turn = injected[fault.name]
+            fault.inject(rig)
+            rig.calm()
+            injected[fault.name] += 1
+        verdict = rig.settle()
     if not verdict.wrong:
         shutil.rmtree(folder)  # else it has the records, to look at
-    return Outcome(dict(struck), seed, round(time.monotonic() - began_at), verdict)
+    return Outcome(dict(injected), seed, round(time.monotonic() - began_at), verdict)

@@ -20,8 +20,8 @@ import redis
 from expirer.contract.keys import ShardKeys
 from tests.program import DEADLINE_S, Program, wait_until
 from tests.servers import RedisServer
+from tests.torture.checker import Verdict
 from tests.torture.fault import Outcome
-from tests.torture.judge import Verdict
 
 _KEYS = ShardKeys.of("inventory")
 _NAMES = ("index", "events", "quarantine", "stats", "workers", "about", "control")
@@ -120,7 +120,7 @@ def _drawn(
 
 
 def run(binary: Path, seed: int, entries: int) -> Outcome:
-    """Let four workers loose on that many hostile entries, some at a time; judge."""
+    """Let four workers loose on that many hostile entries, some at a time; check how each ended."""
     began_at = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     server = RedisServer(binary, folder)
@@ -141,7 +141,7 @@ def run(binary: Path, seed: int, entries: int) -> Outcome:
             _with_another_type(client, workers, _NAMES[turn % len(_NAMES)], chance)
             client.publish(_KEYS.wake, "1")
             wait_until(lambda: _is_done(client))
-            verdict.wrong += _judge(client, some)
+            verdict.wrong += _check(client, some)
             ends.update(entry.end for entry in some)
             client.flushall()
         for worker in workers:
@@ -211,7 +211,7 @@ def _write(client: redis.Redis, entries: list[Entry]) -> None:
         pipe.execute()
 
 
-def _judge(client: redis.Redis, entries: list[Entry]) -> Iterator[str]:
+def _check(client: redis.Redis, entries: list[Entry]) -> Iterator[str]:
     index: Any = dict(client.zrange(_KEYS.index, 0, -1, withscores=True))  # type: ignore[arg-type]
     quarantine: Any = client.hgetall(_KEYS.quarantine)
     events: defaultdict[bytes, list[tuple[bytes, bytes]]] = defaultdict(list)

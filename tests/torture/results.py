@@ -23,7 +23,7 @@ _MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Row:
     """What the document says of a fault besides its figures."""
 
     title: str
@@ -45,7 +45,7 @@ def keep(name: str, outcome: Outcome, server_version: str) -> None:
     KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def tell(faults: Mapping[str, Told]) -> None:
+def write(faults: Mapping[str, Row]) -> None:
     """Write the figures into the document, between its two marks; a fault that was not tried here keeps its row."""
     kept = _read()
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(_BEGIN)
@@ -57,7 +57,7 @@ def tell(faults: Mapping[str, Told]) -> None:
     if {*known} - {*new}:
         machines |= {line for line in old.splitlines(keepends=True) if line.startswith("On ")}
     heads = [
-        "| fault | struck | steps, of them unanswered | expired | promised | seen | measured |\n",
+        "| fault | injected | steps, of them unanswered | expired | promised | seen | measured |\n",
         f"|{' --- |' * 7}\n",
     ]
     lines = [*heads, *((rows | new)[title] for title in known if title in rows | new), "\n", *sorted(machines)]
@@ -68,9 +68,9 @@ def _read() -> dict[str, Any]:
     return dict(json.loads(KEPT.read_text(encoding="utf-8"))) if KEPT.exists() else {}
 
 
-def _row(fault: Told, kept: dict[str, Any]) -> str:
-    verdict, struck = kept["verdict"], kept["struck"]
-    times = sum(struck.values())
+def _row(fault: Row, kept: dict[str, Any]) -> str:
+    verdict, injected = kept["verdict"], kept["injected"]
+    times = sum(injected.values())
     expired = verdict["ended"].get("Expired", verdict["ended"].get("expired", 0))
     lost, wrong = verdict["lost"]["count"], verdict["wrong"]["count"]
     seen = "exact" if not wrong else f"**{wrong} do not agree**"

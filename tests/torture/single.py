@@ -1,4 +1,4 @@
-"""A bed with one server, and a proxy each before it for the workers and for the checkouts."""
+"""A rig with one server, and a proxy each before it for the workers and for the checkouts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import redis
 from expirer.contract import control
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
-from tests.proxy import CLEAR, Proxy, Weather
+from tests.proxy import CLEAR, Conditions, Proxy
 from tests.servers import RedisServer, free_port
-from tests.torture.bed import Bed
+from tests.torture.rig import Rig
 
 KEYS = ShardKeys.of("inventory")
 
 
-class OneServer(Bed):
+class OneServer(Rig):
     """One server at a time: `move_to` makes everybody go to another."""
 
     def build(self) -> None:
@@ -46,7 +46,7 @@ class OneServer(Bed):
         return self.client
 
     def calm(self) -> None:
-        """Let the sky clear."""
+        """Let everything pass again."""
         self.change(CLEAR)
 
     def new_server(self) -> RedisServer:
@@ -65,10 +65,10 @@ class OneServer(Bed):
             line.port = server.port
             line.cut()
 
-    def change(self, weather: Weather, *, cut: bool = False) -> None:
-        """Change the weather for workers and checkouts; with `cut` all their connections are cut too."""
+    def change(self, conditions: Conditions, *, cut: bool = False) -> None:
+        """Change the conditions for workers and checkouts; with `cut` all their connections are cut too."""
         for line in (self.line, self._line_of_the_shop):
-            line.weather = weather
+            line.conditions = conditions
             if cut:
                 line.cut()
 

@@ -1,4 +1,4 @@
-"""The faults that can strike a bed, at random, for as long as it is wanted."""
+"""Random faults, for as long as it is wanted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.torture.single import OneServer
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """What strikes at random, where, and what is promised."""
+    """Faults at random, where, and what is promised."""
 
     title: str
     host: Host
-    """Any of the strikers can strike it."""
-    strikers: Sequence[Fault]
+    """Every one of the faults can be injected there."""
+    faults: Sequence[Fault]
     promise: str = AGREES
     may_lose: bool = True
 
@@ -31,7 +31,7 @@ class Soak:
         chance = random.Random(seed)
         over_at = time.monotonic() + 60 * minutes
         while time.monotonic() < over_at:
-            fault = chance.choice(self.strikers)
+            fault = chance.choice(self.faults)
             for _ in range(max(1, fault.quick_times)):
                 yield fault
 
@@ -48,18 +48,18 @@ SOAKS = {
     "soak": Soak(
         "those of one server that promise to be exact, at random",
         Host(ALWAYS.options, has_clock=True),
-        [fault for fault in FAULTS.values() if fault.host.bed is OneServer and not fault.may_lose],
+        [fault for fault in FAULTS.values() if fault.host.rig is OneServer and not fault.may_lose],
         EXACT,
         may_lose=False,
     ),
     "soak-cluster": Soak(
-        "Cluster: all that can strike it, at random: processes, network, memory, slots, nodes, kills and partitions",
+        "Cluster: every fault of it, at random: processes, network, memory, slots, nodes, kills and partitions",
         PATIENT,
         (*_ANYWHERE, *_named("slots", "nodes", "swaps", "cluster-kills", "cluster-parts", "replica-parts")),
     ),
     "soak-sentinels": Soak(
-        "Sentinels: all that can strike them, at random: processes, network, memory, kills and partitions",
-        Host(bed=Watched),
+        "Sentinels: every fault of theirs, at random: processes, network, memory, kills and partitions",
+        Host(rig=Watched),
         (*_ANYWHERE, *_named("read-only", "sentinel-kills", "sentinel-parts", "lone-sentinels")),
     ),
 }

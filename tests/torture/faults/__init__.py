@@ -1,4 +1,4 @@
-"""The faults, by what they strike."""
+"""The faults, by what they break."""
 
 from __future__ import annotations
 

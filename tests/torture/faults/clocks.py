@@ -8,20 +8,20 @@ from tests.torture.single import OneServer
 _HOUR_S = 3600
 
 
-def jump(bed: OneServer) -> None:
+def jump(rig: OneServer) -> None:
     """Move the clock an hour ahead or back, then to where it was; resume what a worker has paused."""
-    assert bed.clock is not None
-    bed.clock.move(_HOUR_S if bed.turn % 2 == 0 else -_HOUR_S)
-    if bed.turn % 2 == 0:
-        bed.wait_until(bed.is_braked, "a brake")
-    bed.wait(bed.chance.uniform(0.3, 1))
-    bed.clock.move(0)
+    assert rig.clock is not None
+    rig.clock.move(_HOUR_S if rig.turn % 2 == 0 else -_HOUR_S)
+    if rig.turn % 2 == 0:
+        rig.wait_until(rig.is_braked, "a brake")
+    rig.wait(rig.chance.uniform(0.3, 1))
+    rig.clock.move(0)
     # Coming back from the past is a jump ahead as well.
-    bed.wait_until(bed.is_braked, "a brake")
-    for worker in bed.workers:
-        bed.wait_for(worker)
-    bed.wait(2.5)  # each worker looks at least once in its interval, and believes the clock again
-    bed.resume()
+    rig.wait_until(rig.is_braked, "a brake")
+    for worker in rig.workers:
+        rig.wait_for(worker)
+    rig.wait(2.5)  # each worker looks at least once in its interval, and believes the clock again
+    rig.resume()
 
 
 FAULTS = (

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-from tests.proxy import CLEAR, Way, Weather
-from tests.torture.bed import Bed
+from tests.proxy import CLEAR, Conditions, Way
 from tests.torture.fault import Fault
+from tests.torture.rig import Rig
 from tests.torture.single import OneServer
 
 _BYTES = 1500
 """More than a batch has, with what a new connection says first."""
 
 
-def cut(bed: OneServer) -> None:
+def cut(rig: OneServer) -> None:
     """Cut a worker's connection after a byte, the next one each time, of what it asks or of what it is answered."""
-    way: Way = ("request", "reply")[bed.turn % 2]
-    bed.line.cut()
-    bed.line.weather = Weather(cut=(way, bed.turn // 2 % _BYTES))
-    bed.wait_until(lambda: bed.line.has_cut, "a cut")
+    way: Way = ("request", "reply")[rig.turn % 2]
+    rig.line.cut()
+    rig.line.conditions = Conditions(cut=(way, rig.turn // 2 % _BYTES))
+    rig.wait_until(lambda: rig.line.has_cut, "a cut")
 
 
-def black_hole(bed: Bed) -> None:
+def black_hole(rig: Rig) -> None:
     """Let nothing through, either way, for longer than any time-out; then all of it arrives."""
-    bed.change(Weather(silent=("request", "reply")))
-    bed.wait(1.2 * bed.sizes.timeout_s)
-    bed.change(CLEAR)
-    bed.wait(0.5)
+    rig.change(Conditions(silent=("request", "reply")))
+    rig.wait(1.2 * rig.sizes.timeout_s)
+    rig.change(CLEAR)
+    rig.wait(0.5)
 
 
-def half_open(bed: Bed) -> None:
+def half_open(rig: Rig) -> None:
     """Let nothing through one way for longer than any time-out; then all of it arrives."""
-    bed.change(Weather(silent=(("request", "reply")[bed.turn % 2],)))
-    bed.wait(1.2 * bed.sizes.timeout_s)
-    bed.change(CLEAR)
-    bed.wait(0.5)
+    rig.change(Conditions(silent=(("request", "reply")[rig.turn % 2],)))
+    rig.wait(1.2 * rig.sizes.timeout_s)
+    rig.change(CLEAR)
+    rig.wait(0.5)
 
 
-def be_late(bed: Bed) -> None:
+def be_late(rig: Rig) -> None:
     """Delay everything each way, by turns so that time-outs hold and so that they do not."""
-    bed.change(Weather(delay_s=bed.sizes.latency_s if bed.turn % 2 else 0.6 * bed.sizes.timeout_s))
-    bed.wait(6 * bed.sizes.latency_s)
-    bed.change(CLEAR)
-    bed.wait(0.5)
+    rig.change(Conditions(delay_s=rig.sizes.latency_s if rig.turn % 2 else 0.6 * rig.sizes.timeout_s))
+    rig.wait(6 * rig.sizes.latency_s)
+    rig.change(CLEAR)
+    rig.wait(0.5)
 
 
-def be_slow(bed: Bed) -> None:
+def be_slow(rig: Rig) -> None:
     """Let no more than 4 kB a second through each connection."""
-    bed.change(Weather(bytes_per_s=4000))
-    bed.wait(bed.sizes.timeout_s)
-    bed.change(CLEAR)
-    bed.wait(0.5)
+    rig.change(Conditions(bytes_per_s=4000))
+    rig.wait(rig.sizes.timeout_s)
+    rig.change(CLEAR)
+    rig.wait(0.5)
 
 
-def flap(bed: Bed) -> None:
+def flap(rig: Rig) -> None:
     """Cut everything and refuse new connections, let them in again, many times a second."""
     for _ in range(10):
-        bed.change(Weather(refuses=True), cut=True)
-        bed.wait(bed.chance.uniform(0, 0.1))
-        bed.change(CLEAR)
-        bed.wait(bed.chance.uniform(0, 0.3))
+        rig.change(Conditions(refuses=True), cut=True)
+        rig.wait(rig.chance.uniform(0, 0.1))
+        rig.change(CLEAR)
+        rig.wait(rig.chance.uniform(0, 0.3))
 
 
 FAULTS = (

@@ -5,52 +5,52 @@ That is the worst place for them to stand: a primary that has lost its island's 
 
 from __future__ import annotations
 
-from tests.beds import info_of
+from tests.topology import info_of
 from tests.torture.fault import Fault, Host
 from tests.torture.faults.servers import AGREES
 from tests.torture.faults.topologies import PATIENT
 from tests.torture.several import Clustered, Several, Watched
 
 
-def part_node(bed: Clustered) -> None:
+def part_node(rig: Clustered) -> None:
     """Part the primary of a shard from all other nodes until its replica has been elected, and for a while more."""
-    key, primary = bed.a_primary_to_lose()
-    bed.wait(bed.chance.uniform(0.3, 1))
-    bed.network.part(primary)
-    bed.wait_until(lambda: bed.house.primary_of(key) is not primary, "another primary")
-    _heal(bed)
+    key, primary = rig.a_primary_to_lose()
+    rig.wait(rig.chance.uniform(0.3, 1))
+    rig.network.part(primary)
+    rig.wait_until(lambda: rig.topology.primary_of(key) is not primary, "another primary")
+    _heal(rig)
 
 
-def part_replica(bed: Clustered) -> None:
+def part_replica(rig: Clustered) -> None:
     """Part a replica from all other nodes for longer than their time-out."""
-    bed.network.part(bed.house.replica_of(bed.a_primary()))
-    bed.wait(6)
-    _heal(bed)
+    rig.network.part(rig.topology.replica_of(rig.a_primary()))
+    rig.wait(6)
+    _heal(rig)
 
 
-def part_primary(bed: Watched) -> None:
+def part_primary(rig: Watched) -> None:
     """Part the primary and a Sentinel from the others; two primaries take writes until some seconds after the end."""
-    primary, sentinel = bed.house.primary(), bed.chance.choice(bed.house.sentinels)
-    bed.wait(bed.chance.uniform(0.3, 1))
-    bed.network.part(primary, sentinel)
-    bed.wait_until(
-        lambda: any(info_of(one).get("role") == "master" for one in bed.house.servers if one is not primary),
+    primary, sentinel = rig.topology.primary(), rig.chance.choice(rig.topology.sentinels)
+    rig.wait(rig.chance.uniform(0.3, 1))
+    rig.network.part(primary, sentinel)
+    rig.wait_until(
+        lambda: any(info_of(one).get("role") == "master" for one in rig.topology.servers if one is not primary),
         "another primary",
     )
-    _heal(bed)
+    _heal(rig)
 
 
-def part_sentinel(bed: Watched) -> None:
+def part_sentinel(rig: Watched) -> None:
     """Part a Sentinel from everybody for longer than it takes to call them down."""
-    bed.network.part(bed.chance.choice(bed.house.sentinels))
-    bed.wait(4)
-    _heal(bed)
+    rig.network.part(rig.chance.choice(rig.topology.sentinels))
+    rig.wait(4)
+    _heal(rig)
 
 
-def _heal(bed: Several) -> None:
+def _heal(rig: Several) -> None:
     """Let everything pass again after a while; what was kept back arrives, or is lost with its connection."""
-    bed.wait(bed.chance.uniform(0.5, 3))
-    bed.network.clear(cut=bed.chance.random() < 0.5)
+    rig.wait(rig.chance.uniform(0.5, 3))
+    rig.network.clear(cut=rig.chance.random() < 0.5)
 
 
 FAULTS = (
@@ -61,7 +61,7 @@ FAULTS = (
         times=20,
         quick_times=1,
         promise=AGREES,
-        host=Host(bed=Clustered),
+        host=Host(rig=Clustered),
         may_lose=True,
     ),
     Fault(
@@ -79,7 +79,7 @@ FAULTS = (
         times=20,
         quick_times=0,
         promise=AGREES,
-        host=Host(bed=Watched),
+        host=Host(rig=Watched),
         may_lose=True,
     ),
     Fault(
@@ -89,7 +89,7 @@ FAULTS = (
         times=20,
         quick_times=0,
         promise=AGREES,
-        host=Host(("--min-replicas-to-write", "1", "--min-replicas-max-lag", "3"), bed=Watched),
+        host=Host(("--min-replicas-to-write", "1", "--min-replicas-max-lag", "3"), rig=Watched),
         may_lose=True,
     ),
     Fault(
@@ -98,6 +98,6 @@ FAULTS = (
         part_sentinel,
         times=20,
         quick_times=0,
-        host=Host(bed=Watched),
+        host=Host(rig=Watched),
     ),
 )

@@ -4,44 +4,44 @@ from __future__ import annotations
 
 from signal import SIGCONT, SIGSTOP
 
-from tests.torture.bed import Bed
 from tests.torture.fault import Fault
+from tests.torture.rig import Rig
 
 
-def kill(bed: Bed) -> None:
+def kill(rig: Rig) -> None:
     """Kill a worker at a random moment of a drain, and start another."""
-    bed.begin_drain()
-    bed.end_worker(bed.chance.choice(bed.workers), kill=True)
-    bed.wait_for(bed.start_worker())
+    rig.begin_drain()
+    rig.end_worker(rig.chance.choice(rig.workers), kill=True)
+    rig.wait_for(rig.start_worker())
 
 
-def stop(bed: Bed) -> None:
+def stop(rig: Rig) -> None:
     """Stop one to all workers at a random moment of a drain for longer than any time-out, and let them go on."""
-    stopped = bed.chance.sample(bed.workers, bed.chance.randint(1, len(bed.workers)))
-    bed.begin_drain()
+    stopped = rig.chance.sample(rig.workers, rig.chance.randint(1, len(rig.workers)))
+    rig.begin_drain()
     for worker in stopped:
         worker.signal(SIGSTOP)
-    bed.wait(1.2 * bed.sizes.timeout_s)
+    rig.wait(1.2 * rig.sizes.timeout_s)
     for worker in stopped:
         worker.signal(SIGCONT)
 
 
-def crowd(bed: Bed) -> None:
+def crowd(rig: Rig) -> None:
     """Start a crowd of workers at once; kill half of it in the middle of a drain, and tell the others to stop."""
-    crowd = [bed.start_worker() for _ in range(bed.sizes.fleet)]
+    crowd = [rig.start_worker() for _ in range(rig.sizes.fleet)]
     for worker in crowd:
-        bed.wait_for(worker)
-    bed.begin_drain()
+        rig.wait_for(worker)
+    rig.begin_drain()
     for n, worker in enumerate(crowd):
-        bed.end_worker(worker, kill=n % 2 == 0)
+        rig.end_worker(worker, kill=n % 2 == 0)
 
 
-def kill_shop(bed: Bed) -> None:
+def kill_shop(rig: Rig) -> None:
     """Kill all checkouts in the middle of whatever they do, and let others come."""
-    bed.wait(bed.chance.uniform(0.1, 0.5))
-    bed.shop.kill()
-    bed.shop.open()
-    bed.wait(1.0)
+    rig.wait(rig.chance.uniform(0.1, 0.5))
+    rig.workload.kill()
+    rig.workload.open()
+    rig.wait(1.0)
 
 
 FAULTS = (

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from tests import weather
-from tests.torture.bed import Bed
+from tests import faults as refusals
 from tests.torture.fault import Fault
 from tests.torture.faults.servers import EVERY_SECOND
+from tests.torture.rig import Rig
 from tests.torture.single import OneServer
 
 
-def fill_memory(bed: Bed) -> None:
+def fill_memory(rig: Rig) -> None:
     """Leave a server no memory for a while."""
-    with weather.full(bed.a_client()):
-        bed.wait(bed.chance.uniform(0.2, 1))
-    bed.wait(0.3)
+    with refusals.full(rig.a_client()):
+        rig.wait(rig.chance.uniform(0.2, 1))
+    rig.wait(0.3)
 
 
-def demote(bed: Bed) -> None:
+def demote(rig: Rig) -> None:
     """Make the primary a replica of a server that is not there, for a while."""
-    with weather.replica(bed.a_client()):
-        bed.wait(bed.chance.uniform(0.2, 1))
-    bed.wait(0.3)
+    with refusals.replica(rig.a_client()):
+        rig.wait(rig.chance.uniform(0.2, 1))
+    rig.wait(0.3)
 
 
-def fill_disk(bed: OneServer) -> None:
+def fill_disk(rig: OneServer) -> None:
     """Leave no room on the disk for a while; start the server again where it has ended by that."""
-    with weather.full_disk(bed.client):
-        bed.wait(bed.chance.uniform(0, 0.5))
-        if bed.server.pid is None:
-            bed.server.start()
-    bed.wait(0.3)
+    with refusals.full_disk(rig.client):
+        rig.wait(rig.chance.uniform(0, 0.5))
+        if rig.server.pid is None:
+            rig.server.start()
+    rig.wait(0.3)
 
 
-def flush_scripts(bed: Bed) -> None:
+def flush_scripts(rig: Rig) -> None:
     """Let a server forget every script."""
-    bed.a_client().script_flush()
-    bed.wait(bed.chance.uniform(0, 0.1))
+    rig.a_client().script_flush()
+    rig.wait(rig.chance.uniform(0, 0.1))
 
 
 FAULTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.proxy import Proxy, Weather
+from tests.proxy import Conditions, Proxy
 from tests.torture.fault import Fault, Host
 from tests.torture.single import OneServer
 
@@ -14,53 +14,53 @@ EVERY_SECOND = Host((*_LOGGED, "everysec"))
 AGREES = "what the server lost is named; what survived agrees exactly"
 
 
-def crash(bed: OneServer) -> None:
+def crash(rig: OneServer) -> None:
     """Kill the server, and start it again on what is on its disk."""
-    bed.wait(bed.chance.uniform(0.3, 1))
-    bed.server.stop()
-    bed.wait(bed.chance.uniform(0, 0.5))
-    bed.server.start()
-    bed.wait(0.5)
+    rig.wait(rig.chance.uniform(0.3, 1))
+    rig.server.stop()
+    rig.wait(rig.chance.uniform(0, 0.5))
+    rig.server.start()
+    rig.wait(0.5)
 
 
-def lose_power(bed: OneServer) -> None:
+def lose_power(rig: OneServer) -> None:
     """Kill the server, and take up to a second of writes from its disk, as a machine that goes dark would."""
-    file = _append_only_file(bed)
+    file = _append_only_file(rig)
     on_disk = file.stat().st_size
-    bed.wait(bed.chance.uniform(0.2, 1))
-    bed.server.stop()
-    file = _append_only_file(bed)
+    rig.wait(rig.chance.uniform(0.2, 1))
+    rig.server.stop()
+    file = _append_only_file(rig)
     written = file.stat().st_size
     with file.open("r+b") as data:
-        data.truncate(bed.chance.randint(min(on_disk, written), written))
-    bed.server.start()
+        data.truncate(rig.chance.randint(min(on_disk, written), written))
+    rig.server.start()
     # A server that cuts a half transaction from its log may leave a part of it there, to be done at the next
     # start (Redis 7.0.15 does; valkey#4342 tells of it). A log written anew has no such part.
-    bed.client.bgrewriteaof()
-    bed.wait_until(lambda: not bed.client.info("persistence")["aof_rewrite_in_progress"], "a new log")
-    bed.wait(0.5)
+    rig.client.bgrewriteaof()
+    rig.wait_until(lambda: not rig.client.info("persistence")["aof_rewrite_in_progress"], "a new log")
+    rig.wait(0.5)
 
 
-def fail_over(bed: OneServer) -> None:
+def fail_over(rig: OneServer) -> None:
     """Kill the server while its replica lags behind; everybody goes to the replica."""
-    primary, replica = bed.server, bed.new_server()
+    primary, replica = rig.server, rig.new_server()
     with Proxy(primary.port) as line:
         replica.start()
         client = replica.client()
         client.replicaof("127.0.0.1", line.url.rpartition(":")[2])
-        bed.wait_until(lambda: client.info("replication")["master_link_status"] == "up", "a replica")
-        bed.wait(bed.chance.uniform(0.3, 1))
-        line.weather = Weather(silent=("reply",))
-        bed.wait(bed.chance.uniform(0, 0.5))
+        rig.wait_until(lambda: client.info("replication")["master_link_status"] == "up", "a replica")
+        rig.wait(rig.chance.uniform(0.3, 1))
+        line.conditions = Conditions(silent=("reply",))
+        rig.wait(rig.chance.uniform(0, 0.5))
         primary.stop()
     client.replicaof("NO", "ONE")
-    bed.move_to(replica)
-    bed.wait(0.5)
+    rig.move_to(replica)
+    rig.wait(0.5)
 
 
-def _append_only_file(bed: OneServer) -> Path:
+def _append_only_file(rig: OneServer) -> Path:
     # Redis 7 and later have a folder of them, of which the newest grows.
-    return max(bed.server.folder.rglob("*.aof"), key=lambda path: (path.stat().st_mtime_ns, ".incr." in path.name))
+    return max(rig.server.folder.rglob("*.aof"), key=lambda path: (path.stat().st_mtime_ns, ".incr." in path.name))
 
 
 FAULTS = (

@@ -7,62 +7,62 @@ from tests.torture.faults.servers import AGREES
 from tests.torture.several import Clustered, Watched
 
 
-def move_slot(bed: Clustered) -> None:
+def move_slot(rig: Clustered) -> None:
     """Move the slot of a shard to another primary in the middle of a drain, and back."""
-    slot, source = bed.a_slot()
-    target = bed.chance.choice([node for node in bed.house.primaries() if node is not source])
+    slot, source = rig.a_slot()
+    target = rig.chance.choice([node for node in rig.topology.primaries() if node is not source])
     for one, other in ((source, target), (target, source)):
-        bed.begin_drain()
-        bed.house.begin_move(slot, one, other)
-        bed.wait(bed.chance.uniform(0, 0.2))
-        bed.house.end_move(slot, one, other)
-    bed.wait(0.3)
+        rig.begin_drain()
+        rig.topology.begin_move(slot, one, other)
+        rig.wait(rig.chance.uniform(0, 0.2))
+        rig.topology.end_move(slot, one, other)
+    rig.wait(0.3)
 
 
-def add_and_remove(bed: Clustered) -> None:
+def add_and_remove(rig: Clustered) -> None:
     """Add a primary that takes the slot of a shard, then give the slot back and remove it."""
-    slot, source = bed.a_slot()
-    node = bed.house.add_primary()
-    bed.begin_drain()
-    bed.house.move(slot, source, node)
-    bed.wait(bed.chance.uniform(0.3, 1))
-    bed.begin_drain()
-    bed.house.move(slot, node, source)
-    bed.house.remove(node)
-    bed.wait(0.3)
+    slot, source = rig.a_slot()
+    node = rig.topology.add_primary()
+    rig.begin_drain()
+    rig.topology.move(slot, source, node)
+    rig.wait(rig.chance.uniform(0.3, 1))
+    rig.begin_drain()
+    rig.topology.move(slot, node, source)
+    rig.topology.remove(node)
+    rig.wait(0.3)
 
 
-def swap(bed: Clustered) -> None:
+def swap(rig: Clustered) -> None:
     """Exchange the primary of a shard with its replica, as for an upgrade."""
-    _, primary = bed.a_primary_to_lose()
-    bed.begin_drain()
-    bed.house.failover(primary)
-    bed.wait(1)
+    _, primary = rig.a_primary_to_lose()
+    rig.begin_drain()
+    rig.topology.failover(primary)
+    rig.wait(1)
 
 
-def kill_node(bed: Clustered) -> None:
+def kill_node(rig: Clustered) -> None:
     """Kill the primary of a shard; its replica takes over, and the dead one comes back as a replica."""
-    key, primary = bed.a_primary_to_lose()
-    bed.wait(bed.chance.uniform(0.3, 1))
+    key, primary = rig.a_primary_to_lose()
+    rig.wait(rig.chance.uniform(0.3, 1))
     primary.stop()
-    bed.wait_until(lambda: bed.house.primary_of(key) is not primary, "another primary")
-    bed.wait(0.5)
+    rig.wait_until(lambda: rig.topology.primary_of(key) is not primary, "another primary")
+    rig.wait(0.5)
     primary.start()
 
 
-def kill_primary(bed: Watched) -> None:
+def kill_primary(rig: Watched) -> None:
     """Kill the primary; the Sentinels promote a replica, and the dead one comes back as a replica."""
-    primary = bed.house.primary()
-    bed.wait(bed.chance.uniform(0.3, 1))
+    primary = rig.topology.primary()
+    rig.wait(rig.chance.uniform(0.3, 1))
     primary.stop()
-    bed.house.wait_for_another(primary)
-    bed.wait(0.5)
+    rig.topology.wait_for_another(primary)
+    rig.wait(0.5)
     primary.start()
 
 
 # A busy machine must not make a node seem dead: then a replica that lags would take over, and may lose.
-_CALM = Host(("--cluster-node-timeout", "30000"), bed=Clustered)
-PATIENT = Host(("--cluster-node-timeout", "5000"), bed=Clustered)
+_CALM = Host(("--cluster-node-timeout", "30000"), rig=Clustered)
+PATIENT = Host(("--cluster-node-timeout", "5000"), rig=Clustered)
 """The same where a node must be promoted again within a minute, or be missed by others."""
 
 FAULTS = (
@@ -96,7 +96,7 @@ FAULTS = (
         times=20,
         quick_times=0,
         promise=AGREES,
-        host=Host(bed=Clustered),
+        host=Host(rig=Clustered),
         may_lose=True,
     ),
     Fault(
@@ -106,7 +106,7 @@ FAULTS = (
         times=20,
         quick_times=0,
         promise=AGREES,
-        host=Host(bed=Watched),
+        host=Host(rig=Watched),
         may_lose=True,
     ),
 )

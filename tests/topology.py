@@ -1,7 +1,7 @@
-"""A test bed of several real servers, a primary with replicas and Sentinels, and what such beds are made of.
+"""Topologies of real servers: a primary with replicas and Sentinels, and what every topology is made of.
 
 It stands on loopback in a folder of its own, starts in a few seconds, is ended by pid, and says in `settings` how
-the program connects to it. A test that breaks a bed has one of its own.
+the program connects to it. A test that breaks a topology has one of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DOWN_AFTER_MS = 2000
 """Less would take a busy machine for a dead server."""
 
 
-class House(ABC):
+class Topology(ABC):
     """Servers that start with a block, and end with it whatever happens.
 
     Args:
@@ -77,7 +77,7 @@ class House(ABC):
             server.stop()
 
 
-class Replicated(House):
+class Replicated(Topology):
     """A primary with two replicas and three Sentinels.
 
     Args:
@@ -95,9 +95,9 @@ class Replicated(House):
         sentinel_lines: tuple[str, ...] = (),
         login: dict[str, Any] | None = None,
         sentinel_login: dict[str, Any] | None = None,
-        **of_any_house: Any,  # noqa: ANN401  # see House
+        **of_any_topology: Any,  # noqa: ANN401  # see Topology
     ) -> None:
-        super().__init__(binary, folder, *options, **of_any_house)
+        super().__init__(binary, folder, *options, **of_any_topology)
         self._sentinel_lines = sentinel_lines
         self._sentinel_login = sentinel_login
         self.servers = [self._server(number, login) for number in range(3)]

@@ -1,4 +1,4 @@
-"""What the checkouts know: each step before it is sent, and its answer; read back as one story per reservation."""
+"""The history: each step of a checkout before it is sent, and its answer; read back for each reservation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Step:
         return f"{self.order_id}:{self.product_id}"
 
 
-class Record:
+class Recorder:
     """The file of one checkout: it is complete at every moment, so that its writer may be killed."""
 
     def __init__(self, path: Path) -> None:
@@ -38,43 +38,43 @@ class Record:
 
     def answered(self, answer: Answer | None) -> None:
         """Note the answer to the step noted last; None: there is no such reservation."""
-        told = None if answer is None else (answer.status, answer.expires_at if answer.is_done else 0)
-        self._file.write(json.dumps({"told": told}) + "\n")
+        acknowledged = None if answer is None else (answer.status, answer.expires_at if answer.is_done else 0)
+        self._file.write(json.dumps({"acknowledged": acknowledged}) + "\n")
 
 
 @dataclass(slots=True)
-class Story:
+class ReservationHistory:
     """What all checkouts know of one reservation."""
 
     product_id: str
     quantity: int
     tried: set[str] = field(default_factory=set)
     """Operations, answered or not."""
-    told: set[str] = field(default_factory=set)
-    """Statuses in which a checkout was told that it is."""
+    acknowledged: set[str] = field(default_factory=set)
+    """Statuses that Redis acknowledged to a checkout."""
     held_until: int = 0
-    """The latest ExpiresAt that a checkout was told, Unix ms."""
+    """The latest ExpiresAt that Redis acknowledged, Unix ms."""
 
 
 @dataclass(slots=True)
-class Stories:
+class History:
     """Everything that the checkouts know."""
 
-    of: dict[str, Story] = field(default_factory=dict)
-    """Reservation id -> its story."""
+    of: dict[str, ReservationHistory] = field(default_factory=dict)
+    """Reservation id -> what is known of it."""
     steps: int = 0
     unanswered: int = 0
 
     @classmethod
-    def read(cls, paths: Iterable[Path]) -> Stories:
-        """Read the records of all checkouts."""
-        stories = cls()
+    def read(cls, paths: Iterable[Path]) -> History:
+        """Read what all checkouts recorded."""
+        history = cls()
         for path in paths:
-            stories._read(path)
-        return stories
+            history._read(path)
+        return history
 
     def _read(self, path: Path) -> None:
-        story: Story | None = None
+        reservation: ReservationHistory | None = None
         holds = False
         with path.open(encoding="utf-8") as lines:
             for line in lines:
@@ -85,12 +85,14 @@ class Stories:
                     step = Step(*entry)
                     self.steps += 1
                     self.unanswered += 1
-                    story = self.of.setdefault(step.reservation_id, Story(step.product_id, step.quantity))
-                    story.tried.add(step.operation)
+                    reservation = self.of.setdefault(
+                        step.reservation_id, ReservationHistory(step.product_id, step.quantity)
+                    )
+                    reservation.tried.add(step.operation)
                     holds = step.operation in ("reserve", "extend")
-                elif story is not None:
+                elif reservation is not None:
                     self.unanswered -= 1
-                    if entry["told"] is not None:
-                        status, expires_at = entry["told"]
-                        story.told.add(status)
-                        story.held_until = max(story.held_until, expires_at if holds else 0)
+                    if entry["acknowledged"] is not None:
+                        status, expires_at = entry["acknowledged"]
+                        reservation.acknowledged.add(status)
+                        reservation.held_until = max(reservation.held_until, expires_at if holds else 0)

@@ -11,10 +11,11 @@ from typing import Any
 import redis
 
 from expirer.contract.keys import ShardKeys
-from tests.torture.record import Stories, Story
+from tests.torture.history import History, ReservationHistory
 
 _FIELDS = ("product_id", "quantity", "status", "expires_at")
 _ENDED_BY = {"Confirmed": "confirm", "Released": "release"}
+_TOTALS = ("expired", "units", "skipped", "rescheduled", "quarantined")
 _CHUNK = 1000
 
 
@@ -27,7 +28,7 @@ class Verdict:
     ended: dict[str, int]
     """Status -> reservations."""
     lost: list[str] = field(default_factory=list)
-    """What a checkout was told, and Redis does not know any more."""
+    """What Redis acknowledged, and does not know any more."""
     wrong: list[str] = field(default_factory=list)
     """What in Redis does not agree with itself, or was never asked for."""
 
@@ -46,8 +47,8 @@ Shards = Sequence[tuple[redis.Redis, ShardKeys]]
 """A client for each, and its keys."""
 
 
-def judge(shards: Shards, stocked: Mapping[str, int], stories: Stories) -> Verdict:
-    """Judge everything, once nobody writes any more."""
+def check(shards: Shards, stocked: Mapping[str, int], history: History) -> Verdict:
+    """Check everything, once nobody writes any more."""
     held: dict[str, Held] = {}
     wrong: list[str] = []
     events: dict[str, list[dict[str, str]]] = {}
@@ -57,10 +58,10 @@ def judge(shards: Shards, stocked: Mapping[str, int], stories: Stories) -> Verdi
         held |= held_there
         events |= events_there
     wrong += _miscounted(shards, stocked, held)
-    wrong += _unfounded(held, stories)
-    lost = list(_forgotten(held, events, stories))
+    wrong += _unfounded(held, history)
+    lost = list(_forgotten(held, events, history))
     ended = Counter(one.status for one in held.values())
-    return Verdict(stories.steps, stories.unanswered, dict(ended), lost, wrong)
+    return Verdict(history.steps, history.unanswered, dict(ended), lost, wrong)
 
 
 def _reservations(client: redis.Redis, keys: ShardKeys) -> Iterator[tuple[str, Held]]:
@@ -91,10 +92,10 @@ def _disagreements(
 ) -> Iterator[str]:
     index = {_decoded(id_): score for id_, score in client.zscan_iter(keys.index, count=_CHUNK)}
     for id_, one in held.items():
-        told = [(event["product_id"], event["quantity"], event["expires_at"]) for event in events.get(id_, [])]
+        listed = [(event["product_id"], event["quantity"], event["expires_at"]) for event in events.get(id_, [])]
         expected = [(one.product_id, str(one.quantity), str(one.expires_at))] if one.status == "Expired" else []
-        if told != expected:
-            yield f"{id_} is {one.status}, and its events are {told}"
+        if listed != expected:
+            yield f"{id_} is {one.status}, and its events are {listed}"
         if any(int(event["expired_at"]) < one.expires_at for event in events.get(id_, [])):
             yield f"{id_} expired before its own ExpiresAt"
         if index.get(id_) != (one.expires_at if one.status == "Active" else None):
@@ -114,7 +115,8 @@ def _miscounted(shards: Shards, stocked: Mapping[str, int], held: Mapping[str, H
         for product in stocked:
             stock = _decoded(client.hgetall(keys.stock_prefix + product))
             counted.update({f"{product}:{name}": int(value) for name, value in stock.items()})
-        totals.update({name: int(float(total)) for name, total in _decoded(client.hgetall(keys.stats)).items()})
+        found_there = zip(_TOTALS, client.hmget(keys.stats, _TOTALS), strict=True)
+        totals.update({name: int(float(total)) for name, total in found_there if total is not None})
     for product, stocked_once in stocked.items():
         stock_units = stocked_once * len(shards)  # each has its own, and one of them is used
         active, sold = units[product, "Active"], units[product, "Confirmed"]
@@ -129,32 +131,35 @@ def _miscounted(shards: Shards, stocked: Mapping[str, int], held: Mapping[str, H
         yield f"the totals are {found_totals}, and the reservations say {due}"
 
 
-def _unfounded(held: Mapping[str, Held], stories: Stories) -> Iterator[str]:
+def _unfounded(held: Mapping[str, Held], history: History) -> Iterator[str]:
     now_ms = time.time() * 1000
-    nobody = Story("", 0)
+    nobody = ReservationHistory("", 0)
     for id_, one in held.items():
-        story = stories.of.get(id_, nobody)
-        if "reserve" not in story.tried or (story.product_id, story.quantity) != (one.product_id, one.quantity):
+        reservation = history.of.get(id_, nobody)
+        if "reserve" not in reservation.tried or (reservation.product_id, reservation.quantity) != (
+            one.product_id,
+            one.quantity,
+        ):
             yield f"{id_} was never reserved like this: {one}"
-        if one.status not in ("Active", "Expired") and _ENDED_BY.get(one.status) not in story.tried:
+        if one.status not in ("Active", "Expired") and _ENDED_BY.get(one.status) not in reservation.tried:
             yield f"{id_} is {one.status}, and nobody asked for it"
         if one.status == "Expired" and one.expires_at > now_ms:
             yield f"{id_} is Expired, and by this machine's clock it is held until {one.expires_at}"
 
 
-def _forgotten(held: Mapping[str, Held], events: Mapping[str, list[dict[str, str]]], stories: Stories) -> Iterator[str]:
-    for id_, story in stories.of.items():
-        told, one = story.told, held.get(id_)
+def _forgotten(held: Mapping[str, Held], events: Mapping[str, list[dict[str, str]]], history: History) -> Iterator[str]:
+    for id_, reservation in history.of.items():
+        acknowledged, one = reservation.acknowledged, held.get(id_)
         if one is None:
-            if told:
-                yield f"{id_} was told to be {sorted(told)}, and is gone"
+            if acknowledged:
+                yield f"{id_} was acknowledged as {sorted(acknowledged)}, and is gone"
             continue
-        if others := told - {"Active", one.status}:
-            yield f"{id_} was told to be {sorted(others)}, and is {one.status}"
-        if one.expires_at < story.held_until:
-            yield f"{id_} was told to be held until {story.held_until}, and is until {one.expires_at}"
-        if any(int(event["expired_at"]) < story.held_until for event in events.get(id_, [])):
-            yield f"{id_} was told to be held until {story.held_until}, and expired before"
+        if others := acknowledged - {"Active", one.status}:
+            yield f"{id_} was acknowledged as {sorted(others)}, and is {one.status}"
+        if one.expires_at < reservation.held_until:
+            yield f"{id_} was acknowledged as held until {reservation.held_until}, and is until {one.expires_at}"
+        if any(int(event["expired_at"]) < reservation.held_until for event in events.get(id_, [])):
+            yield f"{id_} was acknowledged as held until {reservation.held_until}, and expired before"
 
 
 def _decoded(value: Any) -> Any:  # noqa: ANN401  # whatever Redis answers

@@ -23,7 +23,7 @@ from expirer.connection.connect import connect_all
 from expirer.contract.keys import shard_of
 from tests.checkouts import LuaCheckout, PlainCheckout
 from tests.program import DEADLINE_S
-from tests.torture.record import Record, Step
+from tests.torture.history import Recorder, Step
 
 PRODUCTS = ("mug", "tea", "pot")
 STOCKED = 10_000_000
@@ -38,11 +38,11 @@ _AFTER_AN_ERROR_S = 0.05
 _SHORT_MS = 1500
 
 
-class Shop:
+class Workload:
     """The process; every checkout records into a file of its own in the folder."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, seed: int) -> None:
-        self._command = [sys.executable, "-m", "tests.torture.shop", json.dumps(settings), str(folder), str(seed)]
+        self._command = [sys.executable, "-m", "tests.torture.workload", json.dumps(settings), str(folder), str(seed)]
         self._opened = 0
         self.open()
 
@@ -55,7 +55,7 @@ class Shop:
         """Let every checkout finish its step; fail where one failed."""
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(patience_s)
-        assert code == 0, f"a checkout failed: the shop's exit code is {code}"
+        assert code == 0, f"a checkout failed: the workload's exit code is {code}"
 
     def kill(self) -> None:
         """End the process with SIGKILL."""
@@ -70,7 +70,7 @@ class _Checkout:
             PlainCheckout(shard.client, shard.keys) if number % 2 else LuaCheckout(shard.client, settings.shards)
             for shard in connect_all(settings).shards
         ]
-        self._record = Record(path)
+        self._record = Recorder(path)
         self._name = path.stem
         self._serials = itertools.count(1)
         self._chance = chance
@@ -113,7 +113,7 @@ def _main(settings: str, folder: str, seed: str, opened: str) -> None:
             threads.submit(
                 _Checkout(
                     Settings(**json.loads(settings)),
-                    Path(folder) / f"c{n}.{opened}.record",
+                    Path(folder) / f"c{n}.{opened}.history",
                     n,
                     random.Random(f"{seed} {n} {opened}"),
                     recent,

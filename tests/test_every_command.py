@@ -1,4 +1,4 @@
-"""What every verb of the operator owes: one clear line whatever Redis it meets, and no harm."""
+"""What every command of the operator owes: one clear line whatever Redis it meets, and no harm."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ def lines_for_people(err: str) -> list[str]:
     return [line for line in lines if line.startswith("expirer: ")]
 
 
-def test_every_verb_is_tried() -> None:
-    """The examples have every verb that ends by itself; reshard, which is for one layout on one server, is apart."""
+def test_every_command_is_tried() -> None:
+    """The examples have every command that ends by itself; reshard, which is for one layout on one server, is apart."""
     assert {*COMMANDS} - {"run", "web", "tail", "top", "demo", "reshard"} <= {*EXAMPLES}
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_on_an_empty_redis(server_client: redis.Redis, operate: Operate, verb: str) -> None:
-    """On an empty Redis each verb says that there is nothing, or no worker, and creates no reservation."""
-    code, out, err = operate(EXAMPLES[verb])
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_on_an_empty_redis(server_client: redis.Redis, operate: Operate, command: str) -> None:
+    """On an empty Redis each command says that there is nothing, or no worker, and creates no reservation."""
+    code, out, err = operate(EXAMPLES[command])
 
-    assert code == ON_NOTHING.get(verb, 0), out + err
+    assert code == ON_NOTHING.get(command, 0), out + err
     assert "Traceback" not in err
     assert len(lines_for_people(err)) <= 1
     assert out or err
@@ -88,92 +88,94 @@ def test_on_an_empty_redis(server_client: redis.Redis, operate: Operate, verb: s
     assert not server_client.exists(keys.index, keys.quarantine, keys.events)
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_without_redis(operate: Operate, verb: str) -> None:
-    """Where no Redis answers each verb says so in one line that names the address without its password, exit 1."""
-    code, out, err = operate(EXAMPLES[verb], url="redis://ann:hunter2@127.0.0.1:1/0")
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_without_redis(operate: Operate, command: str) -> None:
+    """Where no Redis answers each command says so in one line that names the address without its password, exit 1."""
+    code, out, err = operate(EXAMPLES[command], url="redis://ann:hunter2@127.0.0.1:1/0")
 
     assert (code, out) == (1, "")
     assert "hunter2" not in err
-    if verb in LOGS:
+    if command in LOGS:
         assert '"processing_error"' in err
     else:
         [line] = err.splitlines()
         assert line.startswith("expirer: redis://127.0.0.1:1/0: ")
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_on_a_redis_of_another_purpose(server_client: redis.Redis, operate: Operate, verb: str) -> None:
-    """Where all names belong to something else each verb says so, exit 1, and destroys nothing."""
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_on_a_redis_of_another_purpose(server_client: redis.Redis, operate: Operate, command: str) -> None:
+    """Where all names belong to something else each command says so, exit 1, and destroys nothing."""
     keys = ShardKeys.of("inventory")
     for key in (keys.index, keys.quarantine, keys.events, keys.control, keys.stats, keys.workers, keys.about):
         server_client.set(key, "theirs")
     server_client.set(keys.operations, "theirs")
     before = contents(server_client)
 
-    code, out, err = operate(EXAMPLES[verb])
+    code, out, err = operate(EXAMPLES[command])
 
     assert code == 1
     assert before == contents(server_client)
-    if verb not in LOGS:
+    if command not in LOGS:
         told = lines_for_people(err) or [line for line in out.splitlines() if line.startswith("failure")]
         assert told
         assert re.search(r"WRONGTYPE|holds a string", told[0]), told
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_without_any_right(server_client: redis.Redis, shared_server: RedisServer, operate: Operate, verb: str) -> None:
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_without_any_right(
+    server_client: redis.Redis, shared_server: RedisServer, operate: Operate, command: str
+) -> None:
     """A user who may do nothing is told so, exit 1."""
     server_client.execute_command("ACL", "SETUSER", "nobody", "on", ">pw", "-@all")  # type: ignore[no-untyped-call]
     try:
-        code, out, err = operate(EXAMPLES[verb], url=f"{shared_server.url}?username=nobody&password=pw")
+        code, out, err = operate(EXAMPLES[command], url=f"{shared_server.url}?username=nobody&password=pw")
     finally:
         server_client.execute_command("ACL", "DELUSER", "nobody")  # type: ignore[no-untyped-call]
 
     assert code == 1
-    if verb not in LOGS:
+    if command not in LOGS:
         told = lines_for_people(err) or [line for line in out.splitlines() if line.startswith("failure")]
         assert told
         assert "permission" in told[0], told
 
 
 @pytest.mark.parametrize("layout", [PLAIN_COUNTERS, TOTAL_AND_RESERVED, OWN_WORDS], ids=["plain", "reserved", "words"])
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_with_every_layout(server_client: redis.Redis, operate: Operate, verb: str, layout: dict[str, str]) -> None:
-    """Each verb works with a layout of the inventory's own, and touches no key of the contract's layout."""
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_with_every_layout(server_client: redis.Redis, operate: Operate, command: str, layout: dict[str, str]) -> None:
+    """Each command works with a layout of the inventory's own, and touches no key of the contract's layout."""
     contract = Inventory(server_client)
     contract.stock("mug", 7, 3)
     contract.hold("mug", 3, 1_700_000_000_000, "o1:mug")
     before = contents(server_client)
 
-    code, out, err = operate(EXAMPLES[verb], *flags(layout))
+    code, out, err = operate(EXAMPLES[command], *flags(layout))
 
-    assert code == ON_NOTHING.get(verb, 0), out + err
+    assert code == ON_NOTHING.get(command, 0), out + err
     assert before.items() <= contents(server_client).items()
     contract.assert_conserved({"mug": 10})
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
-def test_with_shards(server_client: redis.Redis, operate: Operate, verb: str) -> None:
-    """Each verb works with shards, and finds what is on the last of them."""
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_with_shards(server_client: redis.Redis, operate: Operate, command: str) -> None:
+    """Each command works with shards, and finds what is on the last of them."""
     shops = [Inventory(server_client, ShardKeys.of("inventory", number, 3)) for number in range(3)]
     shop = shops[1]  # where `mug` lives
     shop.stock("mug", 7, 3)
     shop.hold("mug", 3, 4_000_000_000_000, "o1:mug")
-    if verb.startswith("quarantine"):
+    if command.startswith("quarantine"):
         server_client.zrem(shop.keys.index, "o1:mug")
         server_client.hset(shop.keys.quarantine, "o1:mug", "reason=stock_missing at=1 score=4000000000000")
 
-    code, out, err = operate(EXAMPLES[verb], "--shards", "3")
+    code, out, err = operate(EXAMPLES[command], "--shards", "3")
 
-    assert code == (1 if verb in ("check --canary", "status") else 0), out + err
-    if verb == "quarantine release":
+    assert code == (1 if command in ("check --canary", "status") else 0), out + err
+    if command == "quarantine release":
         assert (8, 2) == shop.counters("mug")
-    elif verb == "quarantine drop":
+    elif command == "quarantine drop":
         assert (7, 3) == shop.counters("mug")
     else:
         shop.assert_conserved({"mug": 10})
-    if "--dry-run" in verb or verb in ("status", "pause", "resume"):
+    if "--dry-run" in command or command in ("status", "pause", "resume"):
         assert [f"shard {number}" for number in range(3)] == sorted(set(re.findall(r"shard \d", out)))
 
 

@@ -1,4 +1,4 @@
-"""What every verb of the operator owes on a Redis Cluster: it finds what is on whichever primary."""
+"""What every command of the operator owes on a Redis Cluster: it finds what is on whichever primary."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.cluster import Cluster
 from tests.conftest import Log
 from tests.program import wait_until
 from tests.test_cluster import SHARDS, by_primary, shops_of, workers_of
-from tests.test_every_verb import EXAMPLES
+from tests.test_every_command import EXAMPLES
 from tests.test_tail import expire, following
 
-Verb = Callable[..., tuple[int, str, str]]
+RunCommand = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def client(cluster: Cluster) -> Iterator[RedisCluster]:
 
 
 @pytest.fixture
-def verb(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> Verb:
+def run_command(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> RunCommand:
     """Return a function that runs a command line against the Cluster: exit code, standard output and error."""
 
     def run(command: str, shards: int = SHARDS) -> tuple[int, str, str]:
@@ -46,8 +46,8 @@ def verb(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> Verb:
 
 
 @pytest.mark.parametrize("command", EXAMPLES.values())
-def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
-    """Each verb works on a Cluster, and finds what is on whichever primary; only what it is for is changed."""
+def test_every_command(client: RedisCluster, run_command: RunCommand, command: str) -> None:
+    """Each command works on a Cluster, and finds what is on whichever primary; only what it is for is changed."""
     shops = shops_of(client)
     shop = shops[shard_of("mug", SHARDS)]
     shop.stock("mug", 7, 3)
@@ -56,7 +56,7 @@ def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
         client.zrem(shop.keys.index, "o1:mug")
         client.hset(shop.keys.quarantine, "o1:mug", "reason=stock_missing at=1 score=4000000000000")
 
-    code, out, err = verb(command)
+    code, out, err = run_command(command)
 
     assert code == (1 if command in ("check --canary", "status") else 0), out + err
     if "release" in command:
@@ -67,16 +67,16 @@ def test_every_verb(client: RedisCluster, verb: Verb, command: str) -> None:
         assert [f"shard {number}" for number in range(SHARDS)] == sorted(set(re.findall(r"shard \d", out)))
 
 
-def test_the_verbs_have_clients_of_a_cluster_too() -> None:
+def test_the_commands_have_clients_of_a_cluster_too() -> None:
     """Those that do not end by themselves are tried below; reshard is refused."""
     assert {"run", "tail", "top", "demo", "reshard", "web"} == {*COMMANDS} - {
         name.removesuffix(" --dry-run") for name in EXAMPLES
     }
 
 
-def test_a_check_looks_at_every_primary(cluster: Cluster, verb: Verb) -> None:
+def test_a_check_looks_at_every_primary(cluster: Cluster, run_command: RunCommand) -> None:
     """A check says of each primary what it is, and how the shards are spread over them."""
-    code, out, _ = verb("check --json")
+    code, out, _ = run_command("check --json")
 
     remarks = [json.loads(line) for line in out.splitlines()]
     addresses = {f"127.0.0.1:{primary.port}" for primary in by_primary(cluster)}
@@ -86,25 +86,27 @@ def test_a_check_looks_at_every_primary(cluster: Cluster, verb: Verb) -> None:
     assert addresses == set(re.findall(r"127\.0\.0\.1:\d+", slots))
 
 
-def test_an_audit_walks_every_primary(client: RedisCluster, verb: Verb) -> None:
+def test_an_audit_walks_every_primary(client: RedisCluster, run_command: RunCommand) -> None:
     """What drifted is found and mended on every shard."""
     for shop in shops_of(client):
         shop.stock("mug", 5, 7)
         shop.hold("mug", 3, 4_000_000_000_000, "o1:mug")
         client.zrem(shop.keys.index, "o1:mug")
 
-    code, out, err = verb("audit --repair --yes")
+    code, out, err = run_command("audit --repair --yes")
 
     assert (0, SHARDS, SHARDS) == (code, out.count("not_indexed"), out.count("reserved_differs")), out + err
     for shop in shops_of(client):
         assert ((9, 3), {b"o1:mug": 4_000_000_000_000}) == (shop.counters("mug"), shop.index())
 
 
-def test_a_canary_flies_on_every_shard(cluster: Cluster, client: RedisCluster, verb: Verb, log: Log) -> None:
+def test_a_canary_flies_on_every_shard(
+    cluster: Cluster, client: RedisCluster, run_command: RunCommand, log: Log
+) -> None:
     """The hold of a canary comes back on each shard."""
     with workers_of(cluster, log).running():
         wait_until(lambda: all(client.zcard(shop.keys.workers) for shop in shops_of(client)))
-        code, out, err = verb("check --canary")
+        code, out, err = run_command("check --canary")
 
     assert (0, SHARDS) == (code, out.count(" ms late")), out + err
 

@@ -1,4 +1,4 @@
-"""The bed on which the shop is tortured: four workers and eight checkouts, on servers of some topology."""
+"""The rig of every fault: four workers and eight checkouts, on servers of some topology."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from expirer.contract import control
 from expirer.contract.keys import ShardKeys
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Program
-from tests.proxy import Weather
+from tests.proxy import Conditions
+from tests.torture.checker import Verdict, check
 from tests.torture.clock import ServerClock
-from tests.torture.judge import Verdict, judge
-from tests.torture.record import Stories
-from tests.torture.shop import PRODUCTS, STOCKED, Shop
+from tests.torture.history import History
+from tests.torture.workload import PRODUCTS, STOCKED, Workload
 
 WORKERS = 4
 _SOON_MS = 60_000
@@ -46,7 +46,7 @@ class Sizes:
 QUICK = Sizes(timeout_s=0.4, latency_s=0.1, fleet=4, entries=7_000)
 
 
-class Bed(ABC):
+class Rig(ABC):
     """Everything under load from the start of the block to its end."""
 
     def __init__(
@@ -83,12 +83,12 @@ class Bed(ABC):
         """Return a client of a server that takes writes."""
 
     @abstractmethod
-    def change(self, weather: Weather, *, cut: bool = False) -> None:
-        """Change the weather before a server; with `cut` the connections to it are cut too."""
+    def change(self, conditions: Conditions, *, cut: bool = False) -> None:
+        """Change the conditions on the line to a server; with `cut` the connections to it are cut too."""
 
     @abstractmethod
     def calm(self) -> None:
-        """Let the sky clear; return once all servers are as they should be."""
+        """Let everything pass again; return once all servers are as they should be."""
 
     def __enter__(self) -> Self:
         try:
@@ -110,14 +110,14 @@ class Bed(ABC):
                 Inventory(client, keys).stock(product, STOCKED)
         for _ in range(WORKERS):
             self.start_worker()
-        self.shop = Shop(self.settings(of_workers=False), self.folder, self._seed)
+        self.workload = Workload(self.settings(of_workers=False), self.folder, self._seed)
         for worker in self.workers:
             self.wait_for(worker)
         self.wait_until(lambda: any(client.xlen(keys.events) for client, keys in self.shards), "an expiry under load")
 
     def _close(self) -> None:
-        if hasattr(self, "shop"):
-            self.shop.kill()
+        if hasattr(self, "workload"):
+            self.workload.kill()
         for worker in self.workers:
             worker.kill()
         self.tear_down()
@@ -195,16 +195,16 @@ class Bed(ABC):
             self.wait_until(write, "a pause or its end")
 
     def settle(self) -> Verdict:
-        """Close the shop, let everything that is due expire, stop the workers; judge."""
+        """End the workload, let everything that is due expire, stop the workers; check what is left."""
         self.calm()
         for worker in self.workers:
             worker.signal(SIGCONT)
-        self.shop.close(10 * self.sizes.timeout_s + DEADLINE_S)
+        self.workload.close(10 * self.sizes.timeout_s + DEADLINE_S)
         self.wait_until(lambda: not any(map(_has_work, self.shards)), "everything due expires")
         for worker in list(self.workers):
             self.end_worker(worker, kill=False)
-        stories = Stories.read(self.folder.glob("*.record"))
-        verdict = judge(self.shards, dict.fromkeys(PRODUCTS, STOCKED), stories)
+        history = History.read(self.folder.glob("*.history"))
+        verdict = check(self.shards, dict.fromkeys(PRODUCTS, STOCKED), history)
         verdict.wrong += self._complaints
         return verdict
 
