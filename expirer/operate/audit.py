@@ -20,15 +20,8 @@ from expirer.contract.text import decode, encode, printable
 from expirer.operate.findings import Finding, is_without_record, judge, judge_counters
 from expirer.operate.inventory_scan import InventoryScan
 from expirer.operate.key_tracking import TrackingLostError
-<<<<<<< HEAD
-from expirer.operate.output import write_json
 from expirer.operate.recount import Recount
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import confirms, who
-=======
-from expirer.operate.recount import Count, Recount
-from expirer.operate.terminal import confirms, reporting_errors, who
->>>>>>> refs/heads/shrink2
+from expirer.operate.terminal import confirms, reporting_errors, who, write_json
 from expirer.worker.logs import build_logger
 
 _Result = TypeVar("_Result")

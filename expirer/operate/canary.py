@@ -6,12 +6,7 @@ import math
 import signal
 import sys
 import time
-<<<<<<< HEAD
 from typing import Any, TypeAlias
-=======
-from dataclasses import asdict, dataclass
-from typing import Any
->>>>>>> refs/heads/shrink2
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
@@ -78,7 +73,6 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
     while waiting:
         time.sleep(_POLL_S)
         is_over = time.monotonic() > deadline
-<<<<<<< HEAD
         found = {one: one.read() or (too_late if is_over else None) for one in waiting}
         waiting = [one for one, result in found.items() if result is None]
         for number, result in ((one.shard.number, result) for one, result in found.items() if result):
@@ -89,20 +83,6 @@ def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
             else:
                 sys.stdout.write(f"shard {number}: {finding}\n")
         sys.stdout.flush()
-=======
-        for one in list(waiting):
-            result = one.read()
-            if result is None and is_over:
-                result = _Result(one.shard.number, f"no worker expired it within {patience_s:.0f} s")
-            if result is not None:
-                waiting.remove(one)
-                code = 1 if result.lateness_ms is None else code
-                if as_json:
-                    write_json(asdict(result))
-                else:
-                    sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
-                sys.stdout.flush()
->>>>>>> refs/heads/shrink2
     return code
 
 

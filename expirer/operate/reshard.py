@@ -25,14 +25,8 @@ from expirer.operate.audit import audit
 from expirer.operate.check import wrong_types
 from expirer.operate.inventory_scan import PackedIds, sliced
 from expirer.operate.pause import is_conflict
-<<<<<<< HEAD
 from expirer.operate.places import MOST_SHARDS, Places, ReshardError
-from expirer.operate.server import error_line, reporting_errors
-from expirer.operate.terminal import confirms, format_pause, who
-=======
-from expirer.operate.places import MOST_SHARDS, Ids, Places, ReshardError
-from expirer.operate.terminal import confirms, format_pause, reporting_errors, who
->>>>>>> refs/heads/shrink2
+from expirer.operate.terminal import confirms, error_line, format_pause, reporting_errors, who
 
 _KEYS = ("index", "quarantine", "control", "stats", "operations")
 _NO_TOTALS = {b"rate_until", b"ticks", b"token"}
