@@ -77,6 +77,7 @@ def test_one_server_needs_no_right_of_another_topology(employ: Employ, user: str
     assert [] == complaints(employ(user, *OF_A_TOPOLOGY), user)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("user", "rule"), COMMANDS)
 def test_each_command_is_needed(employ: Employ, user: str, rule: str) -> None:
     """Without any one of its commands something fails, and says which in one line."""
@@ -87,6 +88,7 @@ def test_each_command_is_needed(employ: Employ, user: str, rule: str) -> None:
     assert any(command in line.lower() for line in told), told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("user", "rule"), PATTERNS)
 def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
     """Without any one of its key patterns and channels something fails, for want of a key or a channel."""
@@ -99,6 +101,7 @@ def test_each_pattern_is_needed(employ: Employ, user: str, rule: str) -> None:
     assert [what for reason, what in refusals(access.shop.client) if reason == kind and fnmatchcase(what, rule[1:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in RULES["expirer-reshard"] if rule[0] in "+~&"])
 def test_without_a_right_reshard_pauses_nothing(employ: Employ, rule: str) -> None:
     """A right that the move wants is missed before the pause; GET and UNWATCH are for the audit after it."""
@@ -195,6 +198,7 @@ def test_with_shards(employ: Employ) -> None:
     Inventory(admin, ShardKeys.of("inventory", 1, 3)).assert_conserved({"mug": 5})
 
 
+@pytest.mark.slow
 def test_the_whole_product_runs(employ: Employ) -> None:
     """Two workers, the page, a checkout, a reader and a repairer, each as its user: nothing is refused."""
     worker, looker, mender, checkout, _ = map(employ, RULES)

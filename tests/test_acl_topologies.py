@@ -28,6 +28,8 @@ from tests.servers import RedisServer, free_port
 from tests.test_sentinel import followed, worker_of
 from tests.topology import Replicated, wait_for_replicas
 
+pytestmark = pytest.mark.slow
+
 ON_A_CLUSTER = [user for user in RULES if user != "expirer-reshard"]
 """A Cluster has no script that reaches two hash tags."""
 OF_A_CLUSTER = [

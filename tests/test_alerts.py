@@ -12,6 +12,8 @@ import yaml
 from tests.conftest import Tool
 from tests.reader import ROOT
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = ROOT / "deploy" / "prometheus"
 GUIDE = (ROOT / "docs" / "monitoring.md").read_text()
 RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]

@@ -28,6 +28,8 @@ from tests.servers import RedisServer
 from tests.test_audit import FUTURE, STOCK, kinds
 from tests.traffic import PRODUCTS, STOCKED, Traffic
 
+pytestmark = pytest.mark.slow
+
 FOUND = [("not_indexed", "o1:mug"), ("reserved_differs", "tee")]
 """What is wrong in the shop."""
 IMPATIENT = pytest.mark.parametrize("client", ["impatient"], indirect=True)

@@ -21,6 +21,8 @@ from tests.program import Program, wait_until
 from tests.servers import RedisServer
 from tests.test_layouts import OWN_WORDS, PLAIN_COUNTERS, TOTAL_AND_RESERVED, flags
 
+pytestmark = pytest.mark.slow
+
 Fly = Callable[..., tuple[int, str, str]]
 
 

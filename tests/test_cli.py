@@ -155,6 +155,7 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_LONGEST_HOLD_S", 0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_demo")
 def test_the_demo_runs_embedded(capsys: pytest.CaptureFixture[str]) -> None:
     """The demo needs no Redis, ends by itself, and shows a conserved table."""
@@ -165,6 +166,7 @@ def test_the_demo_runs_embedded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Conserved: " in output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_demo")
 def test_the_demo_leaves_nothing_behind(shared_server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
     """On a real Redis the demo keeps to its own namespace, and removes it at the end."""

@@ -27,6 +27,8 @@ from tests.servers import RedisServer, free_port
 from tests.topology import hung, wait_for_replicas
 from tests.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 6
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "topologies.md").read_text()

@@ -23,6 +23,8 @@ from tests.test_cluster import SHARDS, by_primary, shops_of, workers_of
 from tests.test_every_command import EXAMPLES
 from tests.test_tail import expire, following
 
+pytestmark = pytest.mark.slow
+
 RunCommand = Callable[..., tuple[int, str, str]]
 
 

@@ -15,6 +15,8 @@ from tests.program import Program, wait_until
 from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.slow
+
 SERVICES = COMPOSE["services"]
 CONFIG = PurePosixPath("/etc/prometheus/prometheus.yaml")
 PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())

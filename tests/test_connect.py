@@ -195,6 +195,7 @@ def allowed_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["one server", "Cluster"])
 def test_many_shards_may_open_as_many_files_as_they_need(topology: str) -> None:
     """With 600 shards the limit of open files is raised at the start; with one it is left alone."""
@@ -208,6 +209,7 @@ def test_many_shards_may_open_as_many_files_as_they_need(topology: str) -> None:
     assert raised >= 2 * 600
 
 
+@pytest.mark.slow
 def test_a_limit_that_cannot_be_raised_is_one_clear_line() -> None:
     """If the hard limit is too low for the shards the program says what they need, and how to allow it, exit 2."""
     start = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512)); "

@@ -21,6 +21,8 @@ from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS = ["mug", "tea:black", "größe\n", ""]
 STOCKED = 20
 

@@ -20,6 +20,8 @@ from tests.program import DEADLINE_S, wait_until
 from tests.prometheus import ask, get
 from tests.reader import ROOT
 
+pytestmark = pytest.mark.slow
+
 LONG_S = 120.0
 """An alert passes through a scrape, a rule and two programs, on a machine that is busy."""
 COMMAND = [sys.executable, "-m", "deploy.monitoring"]

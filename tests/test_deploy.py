@@ -27,6 +27,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT, blocks
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OLDEST_KUBERNETES = "1.27"

@@ -345,6 +345,7 @@ def test_a_key_of_another_type_stops_the_batch(inventory: Inventory, worker: Wor
     inventory.assert_conserved({"mug": 10})
 
 
+@pytest.mark.slow
 def test_a_thousand_in_one_batch(inventory: Inventory, make_worker: MakeWorker) -> None:
     """The largest batch, of as many products, stays within Lua's limits, whatever the outcomes."""
     for i in range(250):

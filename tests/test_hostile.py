@@ -20,6 +20,8 @@ from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
 
+pytestmark = pytest.mark.slow
+
 OVERDUE = 1_700_000_000_000
 LATER = 4_000_000_000_000
 MAX = 2**53

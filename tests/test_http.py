@@ -223,6 +223,7 @@ def test_an_address_that_cannot_be_had_is_one_line(log: Log, host: str, why: str
             HttpServer(host, port, ROUTES, log.logger())
 
 
+@pytest.mark.slow
 def test_no_crowd_disturbs_a_worker(own_server: RedisServer) -> None:
     """While hundreds of clients sit on half a request or never read, a worker expires, and takes no more memory."""
     port = free_port()

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import fakeredis
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -21,6 +22,8 @@ from expirer.worker.batch import Batch
 from expirer.worker.worker import Worker
 from tests.conftest import Log
 from tests.inventory import NOW, Inventory
+
+pytestmark = pytest.mark.slow
 
 RESOLUTION_MS, INTERVAL_MS, LONGEST_RETRY_MS = 50, 10_000, 5000
 GRACE_MS = 2000

@@ -64,6 +64,7 @@ def test_a_clock_a_little_ahead_may_resume(inventory: Inventory) -> None:
     inventory.assert_conserved({"mug": 10})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "saved_ms", "counts"),
     [
@@ -88,6 +89,7 @@ def test_a_drain_may_use_what_was_saved(inventory: Inventory, rate: int, saved_m
     inventory.assert_conserved({"mug": 300})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [3, 15, 200])
 @pytest.mark.parametrize("resolution_ms", [10, 100, 1000])
 def test_the_rate_is_kept_over_time(inventory: Inventory, rate: int, resolution_ms: int) -> None:

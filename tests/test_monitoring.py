@@ -24,6 +24,8 @@ from tests.reader import ROOT
 from tests.servers import RedisServer, free_port
 from tests.test_web import Site
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "monitoring.md").read_text()
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
 TYPES = {"info": "gauge"}

@@ -26,6 +26,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.servers import RedisServer
 from tests.topology import execute, wait_for_replicas
 
+pytestmark = pytest.mark.slow
+
 KEYS = ShardKeys.of("inventory")
 SLOT = key_slot(KEYS.control.encode())
 LATER = 4_000_000_000_000

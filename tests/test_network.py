@@ -16,6 +16,8 @@ from tests.program import Backlog
 from tests.proxy import CLEAR, Conditions, Proxy, Way
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def proxy(own_server: RedisServer) -> Iterator[Proxy]:

@@ -20,6 +20,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.reader import ROOT, Reader, blocks, commands, normal
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 FUTURE = 4_102_444_800_000
 MINUTE_MS = 60_000

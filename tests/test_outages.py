@@ -25,6 +25,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 WorkerAt = Callable[[str], Worker]
 
 PASSWORD = "pa:ss/w%rd"  # noqa: S105  # it is what must not be found

@@ -25,6 +25,8 @@ from tests.reader import ROOT
 from tests.servers import RedisServer
 from tests.test_supply import LOCKS, locked
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OF_PYTHON = ("pip", "setuptools")
 """What comes with a virtual environment, in some versions."""

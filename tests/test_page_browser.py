@@ -27,6 +27,8 @@ from tests.program import Program, wait_until
 from tests.servers import RedisServer, free_port
 from tests.views import HOSTILE, change, hostile, scenes
 
+pytestmark = pytest.mark.slow
+
 SCENES = scenes()
 CONTRASTS = """
 const bright = color => {

@@ -15,7 +15,7 @@ from tests.program import Program, wait_until
 from tests.servers import RedisServer
 from tests.topology import Replicated, info_of
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.slow]
 
 
 class Parted:

@@ -415,6 +415,7 @@ def count_scripts(client: redis.Redis) -> int:
     return int(commands["cmdstat_evalsha"]["calls"])
 
 
+@pytest.mark.slow
 def test_a_pause_stops_four_workers_under_load(
     server_client: redis.Redis, shared_server: RedisServer, run: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -25,6 +25,8 @@ from tests.inventory import Inventory, contents
 from tests.program import Backlog, wait_until
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS = ("mug", "tea", "pot")
 STOCKED = 3000
 STEPS = 12_000

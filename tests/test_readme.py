@@ -23,6 +23,8 @@ from tests.program import wait_until
 from tests.reader import ROOT, Reader, blocks, commands, normal
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 
 

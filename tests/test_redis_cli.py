@@ -6,11 +6,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from expirer.contract import control
 from expirer.contract.clock import worker_clock
 from tests.inventory import Inventory
 from tests.reader import ROOT, Reader, blocks, commands, normal
 from tests.servers import RedisServer
+
+pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs" / "redis-cli.md").read_text()
 DUE = 1_795_469_461_999

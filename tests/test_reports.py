@@ -15,6 +15,8 @@ from tests.reader import ROOT
 from tests.torture import results
 from tests.torture.results import Row
 
+pytestmark = pytest.mark.slow
+
 MODULES = (drain, lateness, foreground, scaling, idle, memory, fleet, audit_part, flood, primaries)
 PARTS = {module.PART.name: module.PART for module in MODULES}
 

@@ -24,6 +24,8 @@ from tests.program import Backlog, wait_until
 from tests.resharding import PRODUCTS, assert_conserved, fill, moved, read_all, shops
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("before", "after"), [(1, 16), (4, 16), (16, 4), (3, 1), (1, 2)])
 def test_everything_moves(operate: Operate, client: redis.Redis, before: int, after: int) -> None:

@@ -172,6 +172,7 @@ def test_a_reservation_that_ended_meanwhile(inventory: Inventory, held: str) -> 
     inventory.assert_conserved({"mug": 10})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [0, 250])
 def test_a_note_whose_entry_left_the_index_goes(inventory: Inventory, held: str, others: int) -> None:
     """A reservation confirmed by plain commands takes its place in the index with it; idle ticks remove its note."""

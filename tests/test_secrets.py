@@ -127,6 +127,7 @@ def urls(server: RedisServer, secret_file: Path) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(
     ("trouble", "form"),
@@ -216,6 +217,7 @@ def test_no_object_shows_its_password(tmp_path: Path, log: Log, scheme: str) -> 
         assert [] == leaks("\n".join(f"{thing!r} {thing}" for thing in objects))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_no_traceback_shows_a_password(own_server: RedisServer, scheme: str) -> None:
     """A traceback of a failed login or connection, with all that led to it, does not name the password."""

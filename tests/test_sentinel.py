@@ -20,6 +20,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.servers import free_port
 from tests.topology import SERVICE, Replicated, hung, info_of, wait_for_replicas
 
+pytestmark = pytest.mark.slow
+
 
 def worker_of(topology: Replicated, log: Log, **settings: object) -> Worker:
     """Build a worker with the client that the program would use."""

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP, SIGTERM
 
+import pytest
 import redis
 
 from tests.deployments import DEPLOY
 from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Program, wait_until
 from tests.servers import RedisServer
+
+pytestmark = pytest.mark.slow
 
 SHOP = [sys.executable, str(DEPLOY / "shop.py")]
 

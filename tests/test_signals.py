@@ -18,6 +18,8 @@ from tests.program import Backlog, Program, wait_until
 from tests.proxy import Gate, Proxy, Way
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 PATIENT = "?socket_timeout=600"
 """Who ends before that has not waited for an answer."""
 

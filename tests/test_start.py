@@ -16,6 +16,8 @@ import redis
 from tests.program import DEADLINE_S, Backlog, wait_until
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.slow
+
 EXPIRER = f"{shlex.quote(sys.executable)} -m expirer"
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
 

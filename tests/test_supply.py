@@ -12,6 +12,8 @@ from packaging.version import Version
 
 from tests.reader import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ["deploy/requirements.txt", "deploy/build-requirements.txt"]
 

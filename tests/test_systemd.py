@@ -14,6 +14,8 @@ from tests.conftest import Tool
 from tests.deployments import UNIT, WEB_UNIT
 from tests.reader import ROOT
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 PROGRAM = "/opt/expirer/bin/expirer"
 EXPOSURE, TOLERANCE = 1.0, 0.3

@@ -22,6 +22,8 @@ from tests.inventory import Inventory
 from tests.program import DEADLINE_S, wait_until
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 DUE = 1_795_469_461_999
 
 

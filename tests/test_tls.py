@@ -24,6 +24,8 @@ from tests.servers import RedisServer, free_port
 from tests.topology import Replicated
 from tests.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def authority(tool: Tool, server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Authority:

@@ -30,6 +30,8 @@ from tests.inventory import Inventory
 from tests.program import DEADLINE_S, wait_until
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 HOUR_MS = 60 * 60 * 1000
 
 

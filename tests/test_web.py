@@ -27,6 +27,8 @@ from tests.inventory import Inventory
 from tests.program import DEADLINE_S, Backlog, Program, wait_until
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.slow
+
 
 def get(port: int, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, str]:
     """Return status and body."""
