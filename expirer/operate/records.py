@@ -22,11 +22,18 @@ class Record(NamedTuple):
     score: float
     product_id: bytes | None
     quantity: bytes | None
+    status: bytes | None
 
     @property
     def expires_at(self) -> int:
         """Unix ms."""
         return unix_ms(self.score, self.shard.settings.unit_ms)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it holds its units; a layout without a status has only such reservations."""
+        settings = self.shard.settings
+        return not settings.field_status or self.status == settings.status_active.encode()
 
     @property
     def units(self) -> int:
@@ -42,10 +49,10 @@ def read_records(shard: Shard, most: int) -> Iterator[Record]:
         with shard.client.pipeline(transaction=False) as pipe:
             for id_, _ in entries:
                 key: Any = keys.reservation_prefix.encode() + id_
-                pipe.hmget(key, [settings.field_product_id, settings.field_quantity])
+                pipe.hmget(key, [settings.field_product_id, settings.field_quantity, settings.field_status])
             rows = pipe.execute(raise_on_error=False)
         for (id_, score), row in zip(entries, rows, strict=True):
-            yield Record(shard, id_, score, *(row if isinstance(row, list) else (None, None)))
+            yield Record(shard, id_, score, *(row if isinstance(row, list) else (None, None, None)))
         if len(entries) < _SLICE:
             return
 

@@ -172,7 +172,7 @@ def read_status(shard: Shard, max_lateness_ms: int = _MAX_LATENESS_MS, counted: 
 
 def _vanishing(shard: Shard, now: int) -> list[str]:
     """Return a problem if Redis deletes reservations, by their time to live, about when they fall due."""
-    rows = list(read_records(shard, _TRIED))
+    rows = [row for row in read_records(shard, _TRIED) if row.is_active]
     with suppress(ResponseError), shard.client.pipeline(transaction=False) as pipe:  # without the right nobody knows
         for row in rows:
             pipe.pttl(shard.keys.reservation_prefix.encode() + row.id)
