@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
     options = vars(_build_parser().parse_args(arguments))
     function = options.pop("function")
-    given = {name: options.pop(_SETTING + name, None) for name in Settings.model_fields}
-    flags = {name: value for name, value in given.items() if value is not None}
+    flags = {name: options.pop(_SETTING + name) for name in Settings.model_fields if _SETTING + name in options}
     if function == COMMANDS["demo"].function:  # the Redis that the environment names may be production's
         options["is_embedded"] = not {"redis_url", "redis_sentinels"} & flags.keys()
     try:
@@ -117,10 +116,8 @@ def _add_flags(parser: argparse.ArgumentParser, command: Command) -> None:
         for name in names:
             default = default_text(name)
             text = f"{Settings.model_fields[name].description}{default and f'; default {default}'} [{variable(name)}]"
-            is_listed = title in command.settings
-            section.add_argument(
-                _flag(name), dest=_SETTING + name, metavar="…", help=text if is_listed else argparse.SUPPRESS
-            )
+            text = text if title in command.settings else argparse.SUPPRESS
+            section.add_argument(_flag(name), dest=_SETTING + name, metavar="…", default=argparse.SUPPRESS, help=text)
 
 
 def _flag(setting: str) -> str:

@@ -25,7 +25,7 @@ from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.errors import location
 from expirer.contract import scripts
 from expirer.contract.shard import Shard
-from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import reporting_errors
 from expirer.worker.logs import build_logger
 from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker

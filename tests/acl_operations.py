@@ -92,11 +92,10 @@ def checks(access: Access) -> list[str]:
 def shows_the_page(access: Access) -> list[str]:
     """Read what `expirer web` shows."""
     with connect_all(access.settings) as servers:
-        watch = Watch(servers, access.settings, Log().logger())
+        watch = Watch(servers.shards, Log().logger())
         watch.read()
     troubles = [
         watch.reading.error,
-        watch.reading.quarantine.error,
         "" if watch.figures().is_up else "the shard could not be read",
     ]
     return [trouble for trouble in troubles if trouble]

@@ -202,7 +202,7 @@ Operate = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def operate(client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Operate:
     """Return a function that runs a command of the operator: exit code, standard output, standard error."""
-    monkeypatch.setattr("expirer.operate.server.connect_all", lambda settings: Servers.of(client, settings))
+    monkeypatch.setattr("expirer.operate.terminal.connect_all", lambda settings: Servers.of(client, settings))
     if isinstance(client, fakeredis.FakeRedis):
         monkeypatch.setattr("expirer.operate.inventory_scan.KeyTracking", _QuietTracking)
 

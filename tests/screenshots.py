@@ -20,11 +20,12 @@ from pathlib import Path
 from expirer.checkout.reservations import Refused, Reservations
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers, connect, connect_all
+from expirer.contract.clock import worker_clock
 from expirer.contract.control import pausing, resuming
 from expirer.contract.keys import shard_keys
 from expirer.web.charts import HOUR_MS, PERIOD_MS
 from expirer.web.page import CSP, Page, render
-from expirer.web.watch import Watch, now_ms
+from expirer.web.watch import Watch
 from expirer.worker.wake import WakeListener
 from expirer.worker.worker import Worker
 from tests.browser import Browser, Site
@@ -49,7 +50,7 @@ class Shop:
         self._random = random.Random(7)
         self._orders = 48_000
         self._workers = [Worker(connect_all(self._settings).shards[0], Log().logger()) for _ in range(2)]
-        self._watch = Watch(Servers.of(self._client, self._settings), self._settings, Log().logger())
+        self._watch = Watch(Servers.of(self._client, self._settings).shards, Log().logger())
         for product_id in (*PRODUCTS, "vase"):
             self._client.hset(self._keys.stock_prefix + product_id, mapping={"available": 90_000, "reserved": 0})
 
@@ -66,7 +67,7 @@ class Shop:
             if number == LOOKS * 4 // 9:
                 self._pause("stock count")
             elif number == LOOKS // 2:
-                self._client.hset(self._keys.control, mapping=resuming("ann@shop-1", now_ms()))  # type: ignore[arg-type]
+                self._client.hset(self._keys.control, mapping=resuming("ann@shop-1", int(worker_clock())))  # type: ignore[arg-type]
                 self._client.publish(self._keys.wake, "1")
             self._serve()
         well = self._page()
@@ -99,7 +100,7 @@ class Shop:
         return order_id, product_id
 
     def _pause(self, reason: str) -> None:
-        row = pausing("ann@shop-1", reason, now_ms(), now_ms() + 900_000)
+        row = pausing("ann@shop-1", reason, int(worker_clock()), int(worker_clock()) + 900_000)
         self._client.hset(self._keys.control, mapping=row)  # type: ignore[arg-type]
 
     def _page(self) -> Page:
@@ -107,7 +108,7 @@ class Shop:
         reading = self._watch.reading
         points = [replace(point, at=reading.at - PERIOD_MS * n) for n, point in enumerate(reversed(reading.points))]
         reading = replace(reading, points=tuple(reversed(points)))
-        return Page(Settings(redis_url="redis://redis:6379/0"), reading, now_ms())
+        return Page(Settings(redis_url="redis://redis:6379/0"), reading, int(worker_clock()))
 
 
 def take(browser: Browser, site: Site, page: Page, name: str, **screen: object) -> None:

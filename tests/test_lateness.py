@@ -100,7 +100,7 @@ class Lateness(RuleBasedStateMachine):
             self.client.hincrby(self.shop.keys.stock_prefix + "mug", "reserved", 1)
             self.stocked += 1
             self.due[id_] = expires_at
-            promised = expires_at + (2 * RESOLUTION_MS if is_told else INTERVAL_MS)
+            promised: float = expires_at + (2 * RESOLUTION_MS if is_told else INTERVAL_MS)
             if self.now_ms < self.paused_until_ms:
                 promised = max(promised, self.paused_until_ms + INTERVAL_MS)
             self.deadlines[id_] = max(promised, self.outage_ends_ms + LONGEST_RETRY_MS)

@@ -160,23 +160,6 @@ def test_what_is_locked_is_all_that_is_installed(image: Image, tmp_path: Path) -
     assert "No broken requirements found.\n" == must(run([pip, "check"], cwd=tmp_path))
 
 
-def test_the_list_of_parts_is_the_lock(image: Image, tmp_path: Path) -> None:
-    """What `make sbom` writes has each locked dependency by name, version and licence, and what needs which."""
-    (recipe,) = re.findall(r"^\t\$\(BIN\)/(cyclonedx-py .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    command = (
-        recipe.replace("dist/sbom.json", f"{tmp_path}/sbom.json").replace("dist/image", str(image.environment)).split()
-    )
-    subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, check=True)
-    bom = json.loads((tmp_path / "sbom.json").read_text())
-    parts = [part for part in bom["components"] if part["name"] not in OF_PYTHON]
-    (needs,) = [of["dependsOn"] for of in bom["dependencies"] if of["ref"] == "root-component"]
-
-    assert (bom["bomFormat"], bom["metadata"]["component"]["name"]) == ("CycloneDX", "expirer")
-    assert locked(LOCKS[0]) == {canonicalize_name(part["name"]): Version(part["version"]) for part in parts}
-    assert [] == [part["name"] for part in parts if not part.get("licenses")]
-    assert [True] == [name.startswith("redis==") for name in needs if "redis" in name]
-
-
 def test_the_installed_program_expires(image: Image, own_server: RedisServer, tmp_path: Path) -> None:
     """`expirer once` of the installed wheel gives a due reservation's units back."""
     with own_server.client() as client:

@@ -27,8 +27,7 @@ from expirer.web.charts import Point, Scale, _decades, _linear, charts
 from expirer.web.format import cut, figure, moment, span
 from expirer.web.metrics import InventoryCollector
 from expirer.web.page import CSP, Page, render
-from expirer.web.quarantine import Entry, Quarantine, read_quarantine
-from expirer.web.watch import Watch
+from expirer.web.watch import Entry, Quarantine, Watch, read_quarantine
 from expirer.worker.http import Request
 from expirer.worker.prometheus import metrics_route
 from tests.conftest import Log
@@ -337,13 +336,13 @@ def test_the_quarantine_tells_reasons_and_the_newest(client: redis.Redis) -> Non
         client.hset(shops[n % 2].keys.quarantine, f"o{n}:mug", f"reason=stock_missing at={NOW + n} score=1")
     client.hset(shops[0].keys.quarantine, b"\xff", "look at this")
 
-    seen = read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(16, 15))
+    seen = read_quarantine(Servers.of(client, Settings(shards=2)).shards, states(16, 15))
 
     assert (("stock_missing", 30), ("look at this", 1)) == seen.reasons
     assert [Entry(f"o{n}:mug", "stock_missing", NOW + n) for n in range(29, 9, -1)] == list(seen.entries)
     assert 31 == seen.counted
-    assert read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(1, 0)).counted == 16
-    assert Quarantine() == read_quarantine(Servers.of(client, Settings(shards=2)), Settings(shards=2), states(0, 0))
+    assert read_quarantine(Servers.of(client, Settings(shards=2)).shards, states(1, 0)).counted == 16
+    assert Quarantine() == read_quarantine(Servers.of(client, Settings(shards=2)).shards, states(0, 0))
 
 
 def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
@@ -353,7 +352,7 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     server_client.hset(keys.quarantine, mapping=entries)  # type: ignore[arg-type]
     server_client.config_resetstat()
 
-    seen = read_quarantine(Servers.of(server_client, Settings()), Settings(), states(5000))
+    seen = read_quarantine(Servers.of(server_client, Settings()).shards, states(5000))
 
     stats = server_client.info("commandstats")
     assert 1000 == seen.counted
@@ -361,25 +360,10 @@ def test_a_large_quarantine_is_read_in_part(server_client: redis.Redis) -> None:
     assert set(stats) <= {"cmdstat_hscan", "cmdstat_info", "cmdstat_config|resetstat"}
 
 
-def test_a_missing_right_hides_the_entries_only(server_client: redis.Redis, log: Log) -> None:
-    """If the user lacks HSCAN the page says so in its place, and shows everything else."""
-    keys = Inventory(server_client).keys
-    server_client.hset(keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    with _user(server_client, "-hscan") as client:
-        watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
-        watch.read()
-
-    text = text_of(page_of(watch))
-    assert "In quarantine 1 waiting for a person" in text
-    assert "They cannot be listed here:" in text
-    assert "hscan" in text
-    assert "" == watch.reading.error
-
-
 def test_a_missing_right_is_said_everywhere(server_client: redis.Redis, log: Log) -> None:
     """If the user may not read a shard the page, /readyz and the log say NOPERM and the command, and the figures go."""
     with _user(server_client, "-zcount") as client:
-        watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+        watch = Watch(Servers.of(client, Settings()).shards, log.logger())
         watch.read()
         watch.read()
 
@@ -395,7 +379,7 @@ def test_a_watch_shows_what_it_read(client: redis.Redis, log: Log) -> None:
     shop = Inventory(client)
     shop.hold("mug", 2, int(worker_clock()) - 1000)
     client.hset(shop.keys.quarantine, "o9:mug", "reason=stock_missing at=1 score=1")
-    watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+    watch = Watch(Servers.of(client, Settings()).shards, log.logger())
     before, trouble = watch.reading, watch.why_not_ready()
     watch.read()
     watch.read()
@@ -410,7 +394,7 @@ def test_a_watch_shows_what_it_read(client: redis.Redis, log: Log) -> None:
 
 def test_the_points_are_an_hour(fake_server: fakeredis.FakeServer, log: Log) -> None:
     """Of more than an hour of points the newest remain, in their order."""
-    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), log.logger())
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()).shards, log.logger())
     watch.reading = replace(watch.reading, points=tuple(Point(n, 0, None, None) for n in range(360)))
     watch.read()
 
@@ -419,7 +403,7 @@ def test_the_points_are_an_hour(fake_server: fakeredis.FakeServer, log: Log) -> 
 
 def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer, log: Log) -> None:
     """While Redis is away the last reading stays, with the error and its age; then there is a new one."""
-    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()), Settings(), log.logger())
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), Settings()).shards, log.logger())
     watch.read()
     first = watch.reading
     fake_server.connected = False
@@ -437,7 +421,7 @@ def test_a_watch_outlives_an_outage(fake_server: fakeredis.FakeServer, log: Log)
 def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     """What is no error of Redis is shown as well, and no error shows the password."""
     settings = Settings(redis_url="redis://:hunter2@redis:6379/0")
-    watch = Watch(Servers.of(fakeredis.FakeRedis(), settings), settings, log.logger())
+    watch = Watch(Servers.of(fakeredis.FakeRedis(), settings).shards, log.logger())
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
         (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
@@ -463,7 +447,7 @@ def test_no_number_breaks_the_page(client: redis.Redis, log: Log, digits: int) -
     client.zadd(shop.keys.workers, {"w1": 1e300})
     client.xadd(shop.keys.events, {"expired_at": huge, "expires_at": "1"})
     client.hset(shop.keys.quarantine, "o9:mug", f"reason=stock_missing at={huge} score=1")
-    watch = Watch(Servers.of(client, Settings()), Settings(), log.logger())
+    watch = Watch(Servers.of(client, Settings()).shards, log.logger())
     watch.read()
     client.xadd(shop.keys.events, {"expired_at": huge, "expires_at": "1"})
     watch.read()

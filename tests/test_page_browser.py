@@ -76,7 +76,7 @@ def test_it_shows_what_redis_holds(browser: Browser, site: Site, server_client: 
     now = int(worker_clock())
     servers = Servers.of(server_client, Settings())
     worker = Worker(servers.shards[0], Log().logger())
-    watch = Watch(servers, Settings(), Log().logger())
+    watch = Watch(servers.shards, Log().logger())
     shop.stock("mug", 10, 9)
     shop.hold("mug", 2, now - 1000)
     shop.hold("mug", 3, now + 3_600_000)

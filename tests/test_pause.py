@@ -21,7 +21,6 @@ from expirer.contract import control
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
 from expirer.contract.shard import Shard
-from expirer.operate import pause
 from expirer.operate.terminal import format_time, who
 from expirer.worker.expiry import Expiry
 from expirer.worker.worker import Worker
@@ -349,15 +348,21 @@ def test_a_brake_is_not_released_by_mistake(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1)])
-def test_a_terminal_is_asked(server_client: redis.Redis, shared_server: RedisServer, answer: str, code: int) -> None:
+def test_a_terminal_is_asked(
+    server_client: redis.Redis,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    code: int,
+) -> None:
     """On a terminal a person may answer instead of writing --yes; no answer is no, even if nothing is overdue."""
     shop = Inventory(server_client)
     write(shop, control.braking("shop-1", "1 overdue", NOW))
     terminal = io.StringIO(answer)
     terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", terminal)
 
-    assert pause.resume(Settings(redis_url=shared_server.url), None, is_sure=False, answers=terminal) == code
-
+    assert run("resume")[0] == code
     assert bool(read(shop).brake) == bool(code)
 
 

@@ -112,7 +112,7 @@ def test_requeue_takes_the_time_of_the_entry(poisoned: Inventory, operate: Opera
 
     assert (code, out) == (1, "1 requeued, 2 refused\n")
     assert "expirer: lost: nothing says when it is due: set its expires_at, then repeat this\n" in err
-    assert "expirer: unknown: it is neither in quarantine nor in the index\n" in err
+    assert "expirer: unknown: it is not in quarantine\n" in err
     assert poisoned.index() == {b"o1:mug": PAST}
 
 

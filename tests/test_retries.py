@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from expirer.contract.reasons import parsed
+from expirer.contract.reasons import read_entry
 from tests.inventory import NOW, Inventory
 from tests.lua import Reply, expire, resolve, run
 from tests.servers import RedisServer
@@ -48,7 +48,7 @@ def held(inventory: Inventory) -> str:
 def note(inventory: Inventory) -> dict[str, Any]:
     """Return what the quarantine notes of the reservation."""
     entry: Any = inventory.client.hget(inventory.keys.quarantine, "o1:mug")
-    return parsed(entry)
+    return read_entry(entry)
 
 
 def looks(inventory: Inventory, grace_ms: int = 0, unit_ms: int = 1) -> list[tuple[int, Reply]]:

@@ -78,7 +78,7 @@ def test_an_error_names_its_command(said: str) -> None:
     for name, code, command in [("resolve", "'XLEN'", "XLEN"), ("resolve", "{call('GET', stock)}", "GET or HMGET")]:
         error = said.format(sha=scripts.load(name).sha, line=line_of(name, code))
 
-        assert f"{command}: {error}" == scripts.explained(error)
+        assert f"{command}: {error}" == scripts.explain(error)
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_an_error_names_its_command(said: str) -> None:
 )
 def test_another_error_stays_as_it_is(error: str) -> None:
     """An error that names its command, or is of no script of ours, is not touched."""
-    assert error == scripts.explained(error)
+    assert error == scripts.explain(error)

@@ -14,6 +14,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import redis
@@ -22,7 +23,6 @@ from expirer import cli
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.clock import worker_clock
-from expirer.operate.screen import Page
 from expirer.operate.snapshot import Sampler, Snapshot
 from expirer.operate.top import _watch
 from tests.conftest import Tool
@@ -46,10 +46,10 @@ def test_no_failure_ends_the_watch() -> None:
         def sample(self) -> Snapshot:
             raise self.failures.pop(0)
 
-    page = Page("redis://x")
+    seen: SimpleQueue[Snapshot | str] = SimpleQueue()
     with pytest.raises(SystemExit):
-        _watch(page, threading.Lock(), Broken(), Settings())
-    assert page.error == "TimeoutError: "
+        _watch(seen, Broken(), Settings())
+    assert [seen.get(), seen.get()] == ["OverflowError: too much", "TimeoutError: "]
 
 
 class Terminal:

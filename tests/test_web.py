@@ -116,7 +116,7 @@ def test_it_shows_the_inventory(own_server: RedisServer, stack: ExitStack) -> No
 def test_redis_away_is_said_and_the_program_lives(fake_server: fakeredis.FakeServer, log: Log) -> None:
     """While Redis is away figures are absent, not frozen; /readyz and the page say why; nothing calls for a restart."""
     settings = Settings()
-    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), settings), settings, log.logger())
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), settings).shards, log.logger())
     paths = routes(watch, settings)
 
     def ask(path: str) -> tuple[int, str]:
@@ -141,7 +141,7 @@ def test_redis_away_is_said_and_the_program_lives(fake_server: fakeredis.FakeSer
 def test_no_request_reaches_redis(fake_server: fakeredis.FakeServer, log: Log) -> None:
     """Whatever is asked is answered from what was read last: a crowd costs Redis nothing."""
     settings = Settings()
-    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), settings), settings, log.logger())
+    watch = Watch(Servers.of(fakeredis.FakeRedis(server=fake_server), settings).shards, log.logger())
     watch.read()
     fake_server.connected = False
     answers = {

@@ -12,8 +12,7 @@ from expirer.operate.snapshot import Product, Snapshot
 from expirer.operate.status import BRAKED, NO_LIVE_WORKER, TOO_OLD, ShardStatus, WorkerStatus
 from expirer.web.charts import PERIOD_MS, Point
 from expirer.web.page import Page
-from expirer.web.quarantine import Entry, Quarantine
-from expirer.web.watch import Reading
+from expirer.web.watch import Entry, Quarantine, Reading
 
 NOW = 1_795_469_462_000
 BY_ANN = Pause("ann@shop-1", "payment outage", NOW - 600_000, NOW + 1_200_000)

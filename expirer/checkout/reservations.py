@@ -227,7 +227,7 @@ class Reservations:
         try:
             reply = self._scripts[name](places, [id_, order_id, product_id, *arguments, *timing])
         except ResponseError as error:
-            error.args = (scripts.explained(str(error)),)
+            error.args = (scripts.explain(str(error)),)
             raise
         code, status, quantity, reserved_at, expires_at, *rest = (
             value.decode(errors="replace") if isinstance(value, bytes) else value for value in reply

@@ -15,10 +15,10 @@ from pydantic_settings import BaseSettings, NoDecode
 from expirer.config.environment import words
 
 PORT = 6379
-_URL_OPTIONS = {"client_name", "db", "password", "socket_connect_timeout", "socket_timeout", "username"}
+_TIMEOUTS = {"socket_connect_timeout", "socket_timeout"}
+_URL_OPTIONS = _TIMEOUTS | {"client_name", "db", "password", "username"}
 _TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _TLS_URL_OPTIONS = _TLS_FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
-_TIMEOUTS = {"socket_connect_timeout", "socket_timeout"}
 _LONGEST_TIMEOUT_S = 3600
 _PASSWORDS: deque[str] = deque(maxlen=1000)
 """Every password that was read from a file: it is hidden after it was replaced, and while no file can be opened."""
@@ -59,7 +59,7 @@ class Address(BaseSettings):
             raise ValueError("needs percent-encoding in its password: / is %2F, ? is %3F, # is %23, @ is %40")
         try:
             parts = urlsplit(text)
-            _ = [port for _, port in host_ports(parts.netloc, PORT)]
+            host_ports(parts.netloc)
         except ValueError:
             raise ValueError("has an invalid host or port") from None
         if scheme == "unix" and not parts.path:
@@ -99,23 +99,17 @@ class Address(BaseSettings):
         options = parse_qs(url.query)
         has_password = url.password or "password" in options
         has_database = url.path.strip("/0") or options.get("db", ["0"]) != ["0"]
-        has_sentinel_password = self.redis_sentinel_password.get_secret_value()
+        has_two = self.redis_sentinel_password_file and self.redis_sentinel_password.get_secret_value()
+        is_socket = url.scheme == "unix"
+        is_remote = self.redis_cluster or self.redis_sentinels
+        has_several = len(host_ports(url.netloc)) > 1 and not self.redis_cluster
         problems = [
             ("CLUSTER and EXPIRER_REDIS_SENTINELS exclude each other", self.redis_cluster and self.redis_sentinels),
-            (
-                "URL is a socket of this machine: a Cluster and Sentinels need redis://…",
-                url.scheme == "unix" and (self.redis_cluster or self.redis_sentinels),
-            ),
+            ("URL is a socket of this machine: a Cluster and Sentinels need redis://…", is_remote and is_socket),
             ("URL names a database: a Cluster has only 0", self.redis_cluster and has_database),
             ("PASSWORD_FILE is set, and the address has a password too", self.redis_password_file and has_password),
-            (
-                "URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need",
-                len(host_ports(url.netloc)) > 1 and not self.redis_cluster,
-            ),
-            (
-                "SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other",
-                self.redis_sentinel_password_file and has_sentinel_password,
-            ),
+            ("URL has several hosts, which EXPIRER_REDIS_CLUSTER=true would need", has_several),
+            ("SENTINEL_PASSWORD and EXPIRER_REDIS_SENTINEL_PASSWORD_FILE exclude each other", has_two),
         ]
         for name, field in Address.model_fields.items():
             is_idle = name.startswith("redis_sentinel_") and getattr(self, name) != field.default
@@ -163,22 +157,18 @@ def passwords(address: Address) -> set[str]:
 
 
 def _check_options(query: str, possible: set[str]) -> None:
-    named = set(parse_qs(query, keep_blank_values=True))
-    options = {name: values[0] for name, values in parse_qs(query).items()}
-    if named - possible:
+    options = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    if options.keys() - possible:
         known = sorted(_URL_OPTIONS) + sorted(_TLS_URL_OPTIONS)
         raise ValueError(f"has an option that is not known here; known are {', '.join(known)} (ssl_… with rediss)")
     if not re.fullmatch(r"\d{1,6}", options.get("db", "0")):
         raise ValueError("has a db that is not the number of a database")
     for option in _TIMEOUTS & options.keys():
-        if (
-            not re.fullmatch(r"\d{1,4}(\.\d+)?", options[option])
-            or not 0 < float(options[option]) <= _LONGEST_TIMEOUT_S
-        ):
+        seconds = float(options[option]) if re.fullmatch(r"\d{1,4}(\.\d+)?", options[option]) else 0
+        if not 0 < seconds <= _LONGEST_TIMEOUT_S:
             raise ValueError(f"has a {option} that is not above 0 and at most {_LONGEST_TIMEOUT_S} seconds")
-    for option in _TLS_FILES & named:
+    for option in _TLS_FILES & options.keys():
         try:
             Path(options[option]).read_bytes()
-        except (LookupError, OSError) as error:
-            why = getattr(error, "strerror", None) or "it names none"
-            raise ValueError(f"has an {option} that cannot be read: {why}") from None
+        except OSError as error:
+            raise ValueError(f"has an {option} that cannot be read: {error.strerror}") from None

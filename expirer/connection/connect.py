@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,6 @@ from expirer.contract.shard import Shard
 
 __all__ = ["PasswordFile", "Servers", "connect", "connect_all", "is_replaced", "longest_turn_s"]
 
-_NAME = "expirer"
 _TIMEOUT_S = 5.0
 _WAITS_OF_A_TURN = 6
 """To connect, to log in, for a script to load, for the control key, for the clock, for the batch."""
@@ -65,7 +63,7 @@ class Servers:
     @classmethod
     def of(cls, client: Redis, settings: Settings) -> Self:
         """Serve every shard by one client."""
-        return cls(_shards([client] * settings.shards, settings))
+        return cls(tuple(Shard(number, keys, client, settings) for number, keys in enumerate(shard_keys(settings))))
 
     def __enter__(self) -> Self:
         return self
@@ -93,11 +91,6 @@ class Servers:
         return [format_address(address) for address in self.cluster.primaries(slots)]
 
 
-def _shards(clients: Iterable[Redis], settings: Settings) -> tuple[Shard, ...]:
-    rows = enumerate(zip(shard_keys(settings), clients, strict=True))
-    return tuple(Shard(number, keys, client, settings) for number, (keys, client) in rows)
-
-
 def connect_all(settings: Settings) -> Servers:
     """Build a client for each shard.
 
@@ -119,10 +112,11 @@ def connect_all(settings: Settings) -> Servers:
         raise ConfigurationError([f"the Redis URL: {redact(str(error), settings)}"]) from None
     if settings.redis_cluster:
         nodes = Cluster([(host or "localhost", port) for host, port in start], options)
-        return Servers(_shards([nodes.client(slot_of(keys)) for keys in shard_keys(settings)], settings), nodes)
+        rows = enumerate(shard_keys(settings))
+        return Servers(tuple(Shard(n, keys, nodes.client(slot_of(keys)), settings) for n, keys in rows), nodes)
     client = Redis.from_pool(pool)
     if settings.redis_sentinels:
-        addresses = [address for text in settings.redis_sentinels for address in host_ports(text)]
+        addresses = host_ports(",".join(settings.redis_sentinels))
         of_sentinels = _of_sentinels(options, settings)
         client = sentinel.primary_of(settings.redis_sentinel_service, addresses, options, of_sentinels)
     client.connection_pool.max_connections = 2**31  # each shard needs some; since redis-py 8 the default is 100
@@ -153,11 +147,10 @@ def _options(settings: Settings) -> dict[str, Any]:
     one_host = url.replace(hosts, hosts.partition(",")[0], 1) if "," in hosts else url
     own: dict[str, Any] = dict(parse_url(one_host))  # type: ignore[no-untyped-call]
     own |= _login(own.pop("username", None), own.pop("password", None), settings.redis_password_file)
-    name = own.pop("client_name", _NAME)
     options = {
         "parser_class": _PARSER,
         "protocol": 2,
-        "redis_connect_func": partial(_greet, name),
+        "redis_connect_func": partial(_greet, own.pop("client_name", "expirer")),
         "retry": Retry(NoBackoff(), 0),
         "socket_connect_timeout": _TIMEOUT_S,
         "socket_timeout": _TIMEOUT_S,

@@ -83,7 +83,7 @@ def message(error: Exception, settings: Settings) -> str:
     if _is_moving(error):
         return "the slot of this shard is being moved to another node; nothing was done"
     # A server without the command repeats what came with it, a password too, and cuts it.
-    text = scripts.explained(str(error)).partition(", with args beginning with")[0]
+    text = scripts.explain(str(error)).partition(", with args beginning with")[0]
     if in_pipeline := _IN_PIPELINE.fullmatch(text):
         # A missing right is said of the command that wants it.
         text = f"{in_pipeline[1]}: {in_pipeline[2]}" if lacks_right(error) else in_pipeline[2]

@@ -12,6 +12,14 @@ from redis.crc import key_slot
 from expirer.config.environment import variable
 from expirer.config.settings import ConfigurationError, Settings, split_namespace
 
+_CUSTOM = {
+    "index_key": "index",
+    "events_key": "events",
+    "reservation_prefix": "reservation_prefix",
+    "stock_prefix": "stock_prefix",
+}
+"""Setting -> the name that it replaces."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardKeys:
@@ -72,12 +80,7 @@ def shard_keys(settings: Settings) -> tuple[ShardKeys, ...]:
     own = tuple(ShardKeys.of(settings.namespace, shard, settings.shards) for shard in range(settings.shards))
     if settings.shards > 1:
         return own
-    custom = {
-        "index": settings.index_key,
-        "events": settings.events_key,
-        "reservation_prefix": settings.reservation_prefix,
-        "stock_prefix": settings.stock_prefix,
-    }
+    custom = {name: getattr(settings, setting) for setting, name in _CUSTOM.items()}
     keys = replace(own[0], **{name: value for name, value in custom.items() if value is not None})
     names = Counter(asdict(keys).values())
     if names.total() > len(names):
@@ -99,15 +102,13 @@ def slot_of(keys: ShardKeys) -> int:
         " which EXPIRER_NAMESPACE sets"
     )
     problems = []
-    for setting, name in (("index_key", keys.index), ("events_key", keys.events)):
-        if key_slot(name.encode()) != slot:
-            problems.append(f"{variable(setting)}={name} lives in another slot than {keys.control}; {remedy}")
-    for setting, prefix in (("reservation_prefix", keys.reservation_prefix), ("stock_prefix", keys.stock_prefix)):
-        # A tag that the prefix does not close is closed by an id, or by none: each key would have a slot of its own.
-        if not re.match(r"[^{]*\{[^}]+\}", prefix) or key_slot(prefix.encode()) != slot:
-            problems.append(
-                f"{variable(setting)}={prefix} puts its keys into other slots than {keys.control}; {remedy}"
-            )
+    for setting, field in _CUSTOM.items():
+        name, is_prefix = getattr(keys, field), field.endswith("prefix")
+        # A tag that a prefix does not close is closed by an id, or by none: each key would have a slot of its own.
+        is_open = is_prefix and not re.match(r"[^{]*\{[^}]+\}", name)
+        if is_open or key_slot(name.encode()) != slot:
+            place = "puts its keys into other slots" if is_prefix else "lives in another slot"
+            problems.append(f"{variable(setting)}={name} {place} than {keys.control}; {remedy}")
     if problems:
         raise ConfigurationError(problems)
     return slot

@@ -27,7 +27,7 @@ ADVICE = {
 """Reason -> what to do."""
 
 
-def parsed(entry: bytes) -> dict[str, Any]:
+def read_entry(entry: bytes) -> dict[str, Any]:
     """Read `reason=… at=… score=…`, and `retry=…` if it is tried again; any other text is the reason as it is."""
     text = decode(entry)
     match = re.fullmatch(r"reason=(\S+) at=(\S+) score=(\S+?)(?: retry=(\S+))?", text)

@@ -30,8 +30,8 @@ def load(name: str) -> Script:
     return script
 
 
-def explained(error: str) -> str:
-    """Put before an error of a script the commands on the line where it stopped: some servers name but the line."""
+def explain(error: str) -> str:
+    """Name the commands on the line where a script stopped, for servers that name only the line."""
     place = re.search(r"\b(?:f_)?([0-9a-f]{40})\b.*user_script:(\d+)", error, re.DOTALL)
     if place is None or place[1] not in _LOADED or re.search(r"'\w+' command", error):
         return error

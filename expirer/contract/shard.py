@@ -9,9 +9,8 @@ from redis import Redis
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
-from expirer.contract import control
 from expirer.contract.clock import worker_clock
-from expirer.contract.control import Control, Pause
+from expirer.contract.control import FIELDS, Control, Pause
 from expirer.contract.keys import ShardKeys
 
 LATE_TICK_MS = 5000
@@ -34,10 +33,14 @@ class Shard:
         seconds, microseconds = self.client.time()
         return seconds * 1000 + microseconds // 1000
 
+    def control(self) -> Control:
+        """Read the control key."""
+        row: Any = self.client.hmget(self.keys.control, list(FIELDS))
+        return Control.read(row)
+
     def pause(self, now: int) -> Pause | None:
         """Return what stops expiry at `now`, Unix ms: a pause or a brake; None: expiry runs."""
-        row: Any = self.client.hmget(self.keys.control, list(control.FIELDS))
-        return Control.read(row).halt(now)
+        return self.control().halt(now)
 
     def cutoff(self, now: int) -> str:
         """Return the score below which a reservation is due at `now`, Unix ms."""

@@ -6,8 +6,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from expirer.config.durations import to_ms
 from expirer.config.settings import Settings
@@ -15,10 +14,8 @@ from expirer.contract.clock import unix_ms
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
-from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import format_pause, format_time
+from expirer.operate.terminal import format_pause, format_time, reporting_errors, write_json
 
 _LIFE_MS = 500
 """The worker must sleep and wake for it, as for any other."""
@@ -30,13 +27,8 @@ _POLL_S = 0.01
 _RECENT = 1000
 """Events among which its own is looked for."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    shard: int
-    finding: str
-    lateness_ms: int | None = None
-    """None: its unit did not come back."""
+_Finding: TypeAlias = tuple[str, int | None]
+"""What became of it, and how late its unit came back in ms; None: it did not."""
 
 
 def canary(settings: Settings, *, as_json: bool) -> int:
@@ -48,12 +40,12 @@ def canary(settings: Settings, *, as_json: bool) -> int:
             if obstacle:
                 sys.stderr.write(f"expirer: shard {shard.number}: {obstacle}; no reservation was made\n")
                 return 1
-        canaries = [_Canary(shard) for shard in servers.shards]
+        canaries = [_Canary("canary", shard) for shard in servers.shards]
         try:
             return _wait(settings, canaries, as_json=as_json)
         finally:
             for one in canaries:
-                one.remove()
+                one.clean_up()
     return 1
 
 
@@ -73,77 +65,68 @@ def _obstacle(shard: Shard) -> str:
 
 def _wait(settings: Settings, canaries: list[_Canary], *, as_json: bool) -> int:
     for one in canaries:
-        one.write()
+        one.reserve()
     patience_s = _LIFE_MS / 1000 + settings.interval.total_seconds() + _PATIENCE_S
+    too_late: _Finding = (f"no worker expired it within {patience_s:.0f} s", None)
     deadline = time.monotonic() + patience_s
-    waiting, code = list(canaries), 0
+    waiting, code = canaries, 0
     while waiting:
         time.sleep(_POLL_S)
         is_over = time.monotonic() > deadline
-        for one in list(waiting):
-            result = one.read()
-            if result is None and is_over:
-                result = _Result(one.shard.number, f"no worker expired it within {patience_s:.0f} s")
-            if result is not None:
-                waiting.remove(one)
-                code = 1 if result.lateness_ms is None else code
-                if as_json:
-                    write_json(result)
-                else:
-                    sys.stdout.write(f"shard {result.shard}: {result.finding}\n")
-                sys.stdout.flush()
+        found = {one: one.read() or (too_late if is_over else None) for one in waiting}
+        waiting = [one for one, result in found.items() if result is None]
+        for number, result in ((one.shard.number, result) for one, result in found.items() if result):
+            finding, lateness_ms = result
+            code = 1 if lateness_ms is None else code
+            if as_json:
+                write_json({"shard": number, "finding": finding, "lateness_ms": lateness_ms})
+            else:
+                sys.stdout.write(f"shard {number}: {finding}\n")
+        sys.stdout.flush()
     return code
 
 
-class _Canary:
-    """The reservation on one shard."""
+class _Canary(Scratch):
+    due_at = 0
+    """Unix ms; a whole second if the layout counts in seconds."""
 
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        self._client: Any = shard.client
-        self._scratch = Scratch.of("canary", shard)
-        self._due_at = 0
-        """Unix ms; a whole second if the layout counts in seconds."""
-
-    def write(self) -> None:
+    def reserve(self) -> None:
         """Write it in one transaction, and wake the workers as a checkout does."""
         settings, now = self.shard.settings, self.shard.now()
         score = math.ceil((now + _LIFE_MS - to_ms(settings.grace)) / settings.unit_ms)
-        self._due_at = score * settings.unit_ms + to_ms(settings.grace)
-        with self._client.pipeline() as pipe:
-            self._scratch.write(pipe, score)
-            pipe.pexpire(self._scratch.stock, _LEFT_MS)
+        self.due_at = score * settings.unit_ms + to_ms(settings.grace)
+        with self.shard.client.pipeline() as pipe:
+            self.write(pipe, score)
+            pipe.pexpire(self.stock, _LEFT_MS)
             pipe.publish(self.shard.keys.wake, f"{now} {score * settings.unit_ms}")
             pipe.execute()
 
-    def read(self) -> _Result | None:
+    def read(self) -> _Finding | None:
         """Return what became of it; None: nothing yet."""
-        id_, settings, keys = self._scratch.reservation_id, self.shard.settings, self.shard.keys
-        score, entry = self._client.zscore(keys.index, id_), self._client.hget(keys.quarantine, id_)
+        client: Any = self.shard.client
+        settings, keys = self.shard.settings, self.shard.keys
+        score, entry = client.zscore(keys.index, self.id), client.hget(keys.quarantine, self.id)
         if entry is not None:
-            return self._result(f"quarantined: {printable(decode(entry))}")
+            return f"quarantined: {printable(decode(entry))}", None
         if score is not None:
             return None
         now = self.shard.now()
-        counter = self._client.hget(self._scratch.stock, settings.field_available or settings.field_reserved)
+        counter = client.hget(self.stock, settings.field_available or settings.field_reserved)
         if counter != (b"1" if settings.field_available else b"0"):
-            return self._result("its unit did not come back: something else takes entries out of the index")
-        expired_at = integer(self._client.hget(self._scratch.reservation, "expired_at"))
-        lateness_ms = (now if expired_at is None else expired_at) - self._due_at
-        return self._result(f"expired {lateness_ms:,} ms late", lateness_ms)
+            return "its unit did not come back: something else takes entries out of the index", None
+        expired_at = integer(client.hget(self.reservation, "expired_at"))
+        lateness_ms = (now if expired_at is None else expired_at) - self.due_at
+        return f"expired {lateness_ms:,} ms late", lateness_ms
 
-    def _result(self, finding: str, lateness_ms: int | None = None) -> _Result:
-        return _Result(self.shard.number, finding, lateness_ms)
-
-    def remove(self) -> None:
+    def clean_up(self) -> None:
         """Remove every trace but the totals, whatever became of it."""
-        id_, keys = self._scratch.reservation_id, self.shard.keys
-        events = self._client.xrevrange(keys.events, count=_RECENT)
-        with self._client.pipeline() as pipe:
-            self._scratch.remove(pipe)
-            pipe.zrem(keys.index, id_)
-            pipe.hdel(keys.quarantine, id_)
+        keys, client = self.shard.keys, self.shard.client
+        events: Any = client.xrevrange(keys.events, count=_RECENT)
+        with client.pipeline() as pipe:
+            self.remove(pipe)
+            pipe.zrem(keys.index, self.id)
+            pipe.hdel(keys.quarantine, self.id)
             for event, fields in events:
-                if fields.get(b"reservation_id") == id_.encode():
+                if fields.get(b"reservation_id") == self.id.encode():
                     pipe.xdel(keys.events, event)
             pipe.execute()

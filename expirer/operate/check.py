@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
@@ -23,9 +23,8 @@ from expirer.contract.keys import ShardKeys
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
 from expirer.operate import inventory_checks
-from expirer.operate.output import write_json
 from expirer.operate.scratch import Scratch
-from expirer.operate.server import reporting_errors
+from expirer.operate.terminal import reporting_errors, write_json
 from expirer.worker.expiry import Expiry
 
 _LARGEST_SKEW_MS = 1000
@@ -50,7 +49,7 @@ def check(settings: Settings, *, as_json: bool) -> int:
             levels[one.level] += 1
             finding = printable(redact(one.finding, settings))
             if as_json:
-                write_json(replace(one, finding=finding))
+                write_json(asdict(replace(one, finding=finding)))
                 continue
             advice = f"; {printable(one.remedy)}" if one.remedy else ""
             sys.stdout.write(f"{one.level:<9}{one.what}: {finding}{advice}\n")
@@ -59,19 +58,9 @@ def check(settings: Settings, *, as_json: bool) -> int:
 
 
 def _all(servers: Servers, settings: Settings) -> Iterator[Check]:
-    steps: dict[str, Callable[[Servers, Settings], Iterator[Check]]] = {
-        "connection": _connection,
-        "server": _server,
-        "clock": _clock,
-        "keys": _keys,
-        "slots": _slots,
-        "rights": _rights,
-        "channels": _channels,
-        "workers": inventory_checks.workers,
-        "index": inventory_checks.index,
-        "layout": inventory_checks.layout,
-    }
-    for what, step in steps.items():
+    own = (_connection, _server, _keys, _slots, _rights, _channels)
+    for step in (*own, inventory_checks.workers, inventory_checks.index, inventory_checks.layout):
+        what = step.__name__.removeprefix("_")
         try:
             yield from step(servers, settings)
         except ResponseError as error:
@@ -91,12 +80,8 @@ def _connection(servers: Servers, settings: Settings) -> Iterator[Check]:
 
 def _server(servers: Servers, settings: Settings) -> Iterator[Check]:
     for address, client in servers.each().items():
-        yield from (_at(address, one) for one in _about_server(client, settings))
-
-
-def _at(address: str, one: Check) -> Check:
-    """Name the server if there are several."""
-    return replace(one, finding=f"{address}: {one.finding}") if address else one
+        for one in _about_server(client, settings):
+            yield replace(one, finding=f"{address}: {one.finding}") if address else one
 
 
 def _about_server(client: Redis, settings: Settings) -> Iterator[Check]:
@@ -104,10 +89,11 @@ def _about_server(client: Redis, settings: Settings) -> Iterator[Check]:
         info: Any = client.info()
     except ResponseError:
         yield Check("ok", "server", "it hides INFO: version, role, memory and persistence are unknown")
-        return
-    yield from checks(info, settings)
-    if "aof_enabled" in info:
-        yield _persistence(client, info)
+    else:
+        yield from checks(info, settings)
+        if "aof_enabled" in info:
+            yield _persistence(client, info)
+    yield _clock(client, settings)
 
 
 def _persistence(client: Redis, info: dict[str, Any]) -> Check:
@@ -125,12 +111,7 @@ def _persistence(client: Redis, info: dict[str, Any]) -> Check:
     return Check("warning", "persistence", "none", "a restart loses every reservation: set appendonly yes")
 
 
-def _clock(servers: Servers, settings: Settings) -> Iterator[Check]:
-    for address, client in servers.each().items():
-        yield _at(address, _about_clock(client, settings))
-
-
-def _about_clock(client: Redis, settings: Settings) -> Check:
+def _clock(client: Redis, settings: Settings) -> Check:
     before = worker_clock()
     try:
         seconds, microseconds = client.time()
@@ -181,7 +162,7 @@ def _rights(servers: Servers, _settings: Settings) -> Iterator[Check]:
     for shard in servers.shards:
         prefix = f"{shard.keys.control.removesuffix('control')}check:{secrets.token_hex(4)}:"
         own = replace(shard, keys=replace(shard.keys, **{name: prefix + name for name in _OF_THE_SCRIPT}))
-        scratch = Scratch.of("check", own)
+        scratch = Scratch("check", own)
         is_plain = _is_plain(shard)
         with shard.client.pipeline() as transaction:
             pipe: Any = transaction
@@ -198,7 +179,7 @@ def _rights(servers: Servers, _settings: Settings) -> Iterator[Check]:
             reply = pipe.execute(raise_on_error=False)[written]
         if isinstance(reply, ResponseError):
             raise reply
-        if reply[3][:1] != [scratch.reservation_id.encode()]:
+        if reply[3][:1] != [scratch.id.encode()]:
             finding = f"expire.lua answered {reply!r}"
             yield Check("failure", "rights", finding, "this server runs scripts otherwise than Redis does")
             return

@@ -16,13 +16,11 @@ from expirer.config.settings import Settings
 from expirer.contract.clock import unix_ms
 from expirer.contract.keys import shard_of
 from expirer.contract.numbers import integer
-from expirer.contract.reasons import ADVICE, parsed
+from expirer.contract.reasons import ADVICE, read_entry
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, encode, printable
-from expirer.operate.output import number_or_text, read_event, write_json
-from expirer.operate.records import Record, read_records
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import format_time
+from expirer.operate.records import number_or_text, read_event, read_records
+from expirer.operate.terminal import format_time, reporting_errors, write_json
 
 _MOST = 10_000
 """Entries of a shard that are read; more would be a scan."""
@@ -40,11 +38,17 @@ def pending(
         shards = servers.shards if product is None else [servers.shards[shard_of(product, settings.shards)]]
         rows = heapq.merge(*(read_records(shard, _MOST) for shard in shards), key=lambda row: row.expires_at)
         soon = takewhile(lambda row: latest is None or row.expires_at < latest, rows)
-        found = 0
+        row = None
         for row in islice((row for row in soon if product in (None, row.product_id)), limit):
-            found += 1
-            _write(row, as_json=as_json)
-        if not found and not as_json:
+            quantity = None if row.quantity is None else number_or_text(row.quantity)
+            if as_json:
+                known = {"shard": row.shard.number, "reservation_id": row.id, "product_id": row.product_id}
+                write_json({**known, "quantity": quantity, "expires_at": row.expires_at})
+                continue
+            name = "?" if row.product_id is None else decode(row.product_id)
+            what = f"{'?' if quantity is None else quantity} of {name}, due {format_time(row.expires_at)}"
+            sys.stdout.write(printable(f"{decode(row.id)}  {what}") + "\n")
+        if row is None and not as_json:
             sys.stdout.write(f"none among the next {_MOST:,} of each shard\n")
         return 0
     return 1
@@ -67,17 +71,6 @@ def show(settings: Settings, reservation_id: str, *, as_json: bool) -> int:
     return 1
 
 
-def _write(row: Record, *, as_json: bool) -> None:
-    quantity = None if row.quantity is None else number_or_text(row.quantity)
-    if as_json:
-        known = {"shard": row.shard.number, "reservation_id": row.id, "product_id": row.product_id}
-        write_json({**known, "quantity": quantity, "expires_at": row.expires_at})
-        return
-    product = "?" if row.product_id is None else printable(decode(row.product_id))
-    what = f"{'?' if quantity is None else printable(str(quantity))} of {product}, due {format_time(row.expires_at)}"
-    sys.stdout.write(f"{printable(decode(row.id))}  {what}\n")
-
-
 def _lines(shard: Shard, id_: bytes, known: dict[str, Any]) -> Iterator[str]:
     yield f"shard {shard.number}, {shard.keys.reservation_prefix}{decode(id_)}"
     for part in ("fields", "event"):
@@ -96,25 +89,27 @@ def _known(shard: Shard, id_: bytes) -> dict[str, Any] | None:
     member: Any = id_
     with shard.client.pipeline() as pipe:
         pipe.type(key)
-        pipe.hgetall(key)
         pipe.zscore(keys.index, member)
         pipe.hget(keys.quarantine, member)
-        kind, row, score, entry = pipe.execute(raise_on_error=False)
-    is_hash = kind in (b"hash", b"none")
-    for reply in (kind, score, entry, row if is_hash else None):
+        pipe.hgetall(key)
+        *replies, row = pipe.execute(raise_on_error=False)
+    is_hash = replies[0] in (b"hash", b"none")
+    for reply in (*replies, *[row] * is_hash):
         if isinstance(reply, RedisError):
             raise reply
-    if kind == b"none" and score is None and entry is None:
+    kind, score, entry = replies
+    if (kind, score, entry) == (b"none", None, None):
         return None
-    fields = {decode(name): decode(value) for name, value in row.items()} if is_hash else {}
-    if not is_hash:
+    if is_hash:
+        fields = {decode(name): decode(value) for name, value in row.items()}
+    else:
         fields = {"type": f"{decode(kind)} where a hash belongs"}
     return {
         "fields": fields,
         "event": _event(shard, id_, fields.get("expired_at")),
         "expires_at": None if score is None else unix_ms(score, shard.settings.unit_ms),
         "quarantine": None if entry is None else decode(entry),
-        "advice": None if entry is None else ADVICE.get(parsed(entry)["reason"]),
+        "advice": None if entry is None else ADVICE.get(read_entry(entry)["reason"]),
     }
 
 
@@ -122,10 +117,10 @@ def _event(shard: Shard, id_: bytes, expired_at: str | None) -> dict[str, int | 
     around = integer(expired_at, least=0)
     if around is None:
         return {}
-    first = max(around - _EVENT_MS, 0)
-    events: Any = shard.client.xrange(shard.keys.events, first, around + _EVENT_MS, _MOST)
+    events: Any = shard.client.xrange(shard.keys.events, max(around - _EVENT_MS, 0), around + _EVENT_MS, _MOST)
     for entry in events:
         if entry[1].get(b"reservation_id") == id_:
-            event = read_event(entry)
-            return {"id": event.id} | {name: value for name, value in event.fields.items() if name != "id"}
+            event_id, fields = read_event(entry)
+            own = {"id": event_id}  # a name that a stranger's field may have, too
+            return own | fields | own
     return {}

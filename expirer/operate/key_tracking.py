@@ -32,6 +32,7 @@ class KeyTracking:
         """Begin to track; raise RedisError if the host has no tracking, or forbids it."""
         self._pool = client.connection_pool
         self._connection: pipeline.Connection = self._pool.get_connection()
+        self._peer = pipeline.peer_of(self._connection)
         self._keys: set[bytes] = set()
         self._error = ""
         self._lock = threading.Lock()
@@ -39,8 +40,8 @@ class KeyTracking:
         self._thread = threading.Thread(target=self._read_until_closed, daemon=True)
         try:
             number = pipeline.ask(self._connection, ("CLIENT", "ID"))
-            pipeline.ask(self._connection, ("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "PREFIX", prefix))
-            pipeline.ask(self._connection, ("SUBSCRIBE", _CHANNEL))
+            tracking = ("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "PREFIX", prefix)
+            pipeline.ask(self._connection, tracking, ("SUBSCRIBE", _CHANNEL))
         except BaseException:
             self.close()
             raise
@@ -48,7 +49,7 @@ class KeyTracking:
 
     def covers(self, connection: pipeline.Connection) -> bool:
         """Say whether the keys written on the server of a connection are tracked."""
-        return _server(connection) == _server(self._connection)
+        return pipeline.peer_of(connection) == self._peer
 
     @property
     def has_many(self) -> bool:
@@ -64,9 +65,9 @@ class KeyTracking:
         """
         with self._lock:
             self._read()
-            if self._error:
-                raise TrackingLostError(self._error)
             keys, self._keys = self._keys, set()
+        if self._error:
+            raise TrackingLostError(self._error)
         return keys
 
     def close(self) -> None:
@@ -98,7 +99,3 @@ class KeyTracking:
         except (RedisError, OSError) as error:
             self._error = str(error) if isinstance(error, TrackingLostError) else f"the connection was lost: {error}"
             self._keys.clear()
-
-
-def _server(connection: pipeline.Connection) -> tuple[object, object]:
-    return getattr(connection, "host", None), getattr(connection, "port", None)  # neither: the only socket there is

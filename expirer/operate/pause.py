@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any
 
 from redis.exceptions import RedisError, WatchError
 
@@ -16,12 +16,9 @@ from expirer.contract import control
 from expirer.contract.control import Control
 from expirer.contract.shard import Shard
 from expirer.contract.text import printable
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import confirms, format_pause, format_time, who
+from expirer.operate.terminal import confirms, format_pause, format_time, reporting_errors, who
 from expirer.worker.batch import Batch
 from expirer.worker.expiry import Expiry
-
-_Row = list[bytes | None]
 
 
 def pause(settings: Settings, duration: timedelta | None, reason: str, shard: int | None) -> int:
@@ -33,41 +30,34 @@ def pause(settings: Settings, duration: timedelta | None, reason: str, shard: in
             fields: Any = control.pausing(who(), reason, now, until)
             one.client.hset(one.keys.control, mapping=fields)
             ends = "until it is resumed" if until is None else f"until {format_time(until)}"
-            brake = "; the brake stays on" if Control.read(_read(one)).brake else ""
+            brake = "; the brake stays on" if one.control().brake else ""
             overdue = f"{one.count_overdue(now):,} overdue stay Active"
             sys.stdout.write(f"shard {one.number}: paused {ends}{brake}; {overdue}, and their units reserved\n")
         return 0
     return 1
 
 
-def resume(settings: Settings, shard: int | None, *, is_sure: bool, answers: TextIO | None = None) -> int:
+def resume(settings: Settings, shard: int | None, *, is_sure: bool) -> int:
     """End pause and brake of all shards, or of one, as they were shown; a brake only if a person confirms it.
 
     Return the exit code.
     """
     with reporting_errors(settings) as servers:
-        seen = [(one, _read(one)) for one in _chosen(servers, shard)]
-        braked, is_braked = 0, False
-        for one, row in seen:
-            now, found = one.now(), Control.read(row)
+        seen = [(one, one.control()) for one in _chosen(servers, shard)]
+        braked = 0
+        for one, found in seen:
+            now = one.now()
             overdue = one.count_overdue(now)
-            if found.brake:
-                braked, is_braked = braked + overdue, True
+            braked += overdue if found.brake else 0
             sys.stdout.write(f"shard {one.number}: {_describe(found, now)}; {overdue:,} overdue would expire\n")
         question = f"Release the brake, and let {braked:,} overdue reservations expire?"
-        if is_braked and not is_sure and not confirms(question, answers):
+        if any(found.brake for _, found in seen) and not is_sure and not confirms(question):
             sys.stdout.flush()
             sys.stderr.write("expirer: the brake is on; see expirer once --dry-run, then repeat this with --yes\n")
             return 1
-        outcomes = [_resume(one, row) for one, row in seen]
+        outcomes = [_resume(one, found) for one, found in seen]
         return 0 if all(outcomes) else 1
     return 1
-
-
-def _read(shard: Shard) -> _Row:
-    client: Any = shard.client
-    row: _Row = client.hmget(shard.keys.control, control.FIELDS)
-    return row
 
 
 def _describe(found: Control, now: int) -> str:
@@ -77,22 +67,23 @@ def _describe(found: Control, now: int) -> str:
     return ", ".join(f"{state} {format_pause(one)}" for state, one in states if one) or "not paused"
 
 
-def _resume(shard: Shard, shown: _Row) -> bool:
+def _resume(shard: Shard, shown: Control) -> bool:
     """Resume a shard whose control key is still as it was shown; say so, and return whether it is."""
+    key = shard.keys.control
     with shard.client.pipeline() as transaction:
         pipe: Any = transaction
-        pipe.watch(shard.keys.control)
-        is_changed = pipe.hmget(shard.keys.control, control.FIELDS) != shown
+        pipe.watch(key)
+        is_as_shown = Control.read(pipe.hmget(key, control.FIELDS)) == shown
         pipe.multi()
-        pipe.hset(shard.keys.control, mapping=control.resuming(who(), shard.now()))
+        pipe.hset(key, mapping=control.resuming(who(), shard.now()))
         try:
-            if not is_changed:
+            if is_as_shown:
                 pipe.execute()
         except WatchError as error:
             if not is_conflict(error):
                 raise
-            is_changed = True
-    if is_changed:
+            is_as_shown = False
+    if not is_as_shown:
         sys.stdout.flush()
         sys.stderr.write(f"expirer: shard {shard.number}: its control key changed meanwhile, look again: not resumed\n")
         return False

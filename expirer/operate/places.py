@@ -6,33 +6,27 @@ import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import Any, TypeAlias
 
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
 from expirer.contract.keys import ShardKeys, shard_keys, shard_of, shard_tag
 from expirer.contract.text import decode, printable
-from expirer.operate.inventory_scan import InventoryScan, Row, literal, pack, scan
+from expirer.operate.inventory_scan import InventoryScan, PackedIds, Row, literal, scan
 
 MOST_SHARDS = 1024
+
+Misplaced: TypeAlias = defaultdict[tuple[int, bytes], tuple[PackedIds, PackedIds]]
+"""(shard, product id) -> the ids of its reservations; all are on another shard than they will be.
+
+The first are Active, in the index or in the quarantine: they move with the product's counters. On the others no
+counter depends, because they have ended, or have no product.
+"""
 
 
 class ReshardError(Exception):
     """The move cannot begin, or go on; every product is whole, on its old shard or on its new one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """The reservations of a product that are not where they will be, packed."""
-
-    placed: bytearray = field(default_factory=bytearray)
-    """Active, in the index or in the quarantine: they move with the product's counters."""
-    ended: bytearray = field(default_factory=bytearray)
-    """No counter depends on them; all reservations without a product are here."""
 
 
 class Places:
@@ -40,8 +34,6 @@ class Places:
 
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
         self.old, self.new = shard_keys(settings), shard_keys(target)
-        self.is_begun = False
-        """Whether something may be on a shard that only the new number has."""
         self._servers = servers
         self._settings = settings
 
@@ -59,98 +51,69 @@ class Places:
         fitting = list(range(1, MOST_SHARDS + 1))
         stranger = b""
         for key, tag, product_id in self._keys():
-            self.is_begun |= tag in new - old
-            is_known = tag in old | new
+            is_known = tag in old or tag in new
             if product_id is not None:
                 fitting = [shards for shards in fitting if tag == self._tag_of(product_id, shards)]
                 is_known = tag in old or tag == _tag(self.home(product_id))
-            elif not is_known and key.startswith(tag + b":reservation:"):
-                is_known = self._is_no_reservation(key)
-            stranger = stranger or (b"" if is_known else key)
+            if not is_known and not stranger and not self._is_strangers(key, tag):
+                stranger = key
         if not stranger:
             return
         name = printable(decode(stranger))
         if is_moved:
             raise ReshardError(f"{name} belongs to none of {len(self.new)} shards: stop the checkouts first")
         fits = f"the inventory fits {' or '.join(map(str, fitting[:3]))} shards: " if fitting else ""
-        numbers = f"{len(self.old)} or {len(self.new)}" if len(self.old) != len(self.new) else f"{len(self.old)}"
+        numbers = " or ".join(dict.fromkeys((str(len(self.old)), str(len(self.new)))))
         raise ReshardError(
             f"{name} belongs to none of {numbers} shards: {fits}set {variable('shards')} to the present number"
         )
 
     def is_anything_misplaced(self) -> bool:
         """Say whether anything is to be moved; raise ReshardError if nothing would report who still writes."""
-        with closing(self._misplaced(is_at_rest=False)) as misplaced:
+        with closing(self._misplaced(InventoryScan)) as misplaced:
             return next(misplaced, None) is not None
 
-    def find(self) -> dict[tuple[int, bytes], Ids]:
-        """Return (shard, product id) -> its reservations, of all that is not where it will be; no product: b"".
-
-        Raises:
-            ReshardError: a reservation was written meanwhile.
-
-        """
-        found: defaultdict[tuple[int, bytes], Ids] = defaultdict(Ids)
-        for number, product_id, row in self._misplaced(is_at_rest=True):
-            ids = found[number, product_id]
+    def find(self) -> Misplaced:
+        """Return all that is not where it will be; raise ReshardError if a reservation was written meanwhile."""
+        found: Misplaced = defaultdict(lambda: (PackedIds(), PackedIds()))
+        for number, product_id, row in self._misplaced(_RestingScan):
+            placed, ended = found[number, product_id]
             if row is not None:
-                pack(ids.placed if product_id and self._is_placed(row) else ids.ended, row.id)
-        return dict(found)
+                (placed if product_id and (row.is_active or row.is_placed) else ended).add(row.id)
+        return found
 
-    def _misplaced(self, *, is_at_rest: bool) -> Generator[tuple[int, bytes, Row | None]]:
-        """Yield (shard, product id, reservation, or None for its stock); at rest: raise if a reservation is written."""
-
-        def on_keys(count: int) -> None:
-            bar.update(count)
-            if not is_at_rest:
-                return inventory.follow()
-            for _, row in inventory.changed():
-                if not _is_gone(row):
-                    name = printable(decode(row.id))
-                    raise ReshardError(f"{name} was written just now: stop the checkouts first")
-            return None
-
-        with closing(self._tracked_scan()) as inventory, self._bar("reading", 2) as bar:
-            for number, row in inventory.walk(on_keys):
-                if not _is_gone(row) and not self._stays(number, row.product_id):
-                    yield number, row.product_id, row
-            for number, product_id in inventory.products(on_keys):
+    def _misplaced(self, kind: type[InventoryScan]) -> Generator[tuple[int, bytes, Row | None]]:
+        """Yield (shard, product id, reservation, or None for its stock)."""
+        with closing(kind(self._servers)) as inventory:
+            if inventory.tracking_error:
+                raise ReshardError(
+                    "without CLIENT TRACKING a checkout that still writes would not be noticed:"
+                    f" {inventory.tracking_error}; expirer-reshard in deploy/acl/expirer.acl has the permissions"
+                )
+            inventory.changed()  # tries the permission to ask
+            for row in inventory.walk():
+                if not _is_gone(row) and not self._stays(row.shard.number, row.product_id):
+                    yield row.shard.number, row.product_id, row
+            for number, product_id in inventory.products():
                 if not self._stays(number, product_id):
                     yield number, product_id, None
-            on_keys(0)
-
-    def _tracked_scan(self) -> InventoryScan:
-        inventory = InventoryScan(self._servers)
-        if inventory.tracking_error:
-            inventory.close()
-            raise ReshardError(
-                "without CLIENT TRACKING a checkout that still writes would not be noticed:"
-                f" {inventory.tracking_error}; the user expirer-reshard in deploy/acl/expirer.acl has the permissions"
-            )
-        inventory.changed()  # tries the permission to ask
-        return inventory
+            inventory.follow()
 
     def _stays(self, number: int, product_id: bytes) -> bool:
         return self.old[number].index == self.home(product_id).index
-
-    def _is_placed(self, row: Row) -> bool:
-        return row.status == self._settings.status_active or row.score is not None or bool(row.entry)
 
     def _keys(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         """Yield (key, hash tag, product id if it is a stock) of all that has to move, under any number of shards."""
         begin, end = shard_tag(self._settings.namespace)
         tag = re.escape(begin[:-1]) + rb"(?::(?:0|[1-9]\d{0,3}))?" + re.escape(end)
         place = re.compile(rb"(%s):(?:reservations|quarantine|reservation:.*|stock:(.*))" % tag, re.DOTALL)
-        pattern = literal(begin[:-1]) + b"*"
-        with self._bar("finding", 1) as bar:
-            for client in self._servers.each().values():
-                for keys in scan(client, pattern, bar.update):
-                    yield from ((key, match[1], match[2]) for key in keys if (match := place.fullmatch(key)))
+        for keys in scan(self._servers, "finding", literal(begin[:-1]) + b"*"):
+            yield from ((key, match[1], match[2]) for key in keys if (match := place.fullmatch(key)))
 
-    def _is_no_reservation(self, key: bytes) -> bool:
+    def _is_strangers(self, key: bytes, tag: bytes) -> bool:
         """Say whether it is a stranger's hash under the prefix of reservations, by the rule of an audit."""
         client: Any = self._servers.shards[0].client
-        if client.type(key) != b"hash":
+        if not key.startswith(tag + b":reservation:") or client.type(key) != b"hash":
             return False
         settings = self._settings
         fields = [settings.field_product_id, settings.field_quantity, settings.field_status]
@@ -160,9 +123,15 @@ class Places:
     def _tag_of(self, product_id: bytes, shards: int) -> bytes:
         return _tag(ShardKeys.of(self._settings.namespace, shard_of(product_id, shards), shards))
 
-    def _bar(self, what: str, walks: int) -> tqdm[NoReturn]:
-        keys = sum(client.dbsize() for client in self._servers.each().values())
-        return tqdm(total=walks * keys, desc=what, unit=" keys", unit_scale=True, disable=None, leave=False)
+
+class _RestingScan(InventoryScan):
+    """Expects that nobody writes a reservation."""
+
+    def follow(self) -> None:
+        """Raise ReshardError if a reservation was written."""
+        for row in self.changed():
+            if not _is_gone(row):
+                raise ReshardError(f"{printable(decode(row.id))} was written just now: stop the checkouts first")
 
 
 def _tag(keys: ShardKeys) -> bytes:
@@ -171,4 +140,4 @@ def _tag(keys: ShardKeys) -> bytes:
 
 def _is_gone(row: Row) -> bool:
     """Say whether it has ended and its retention is over since its name was read."""
-    return row.type == "none" and row.score is None and not row.entry
+    return row.type == "none" and not row.is_placed

@@ -10,7 +10,6 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from expirer.connection.pipeline import Reply
-from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.operate.inventory_scan import InventoryScan, Row, sliced
 
@@ -24,11 +23,8 @@ class Count:
 
     type: str
     """Of the stock key: `hash` (also if there is none), `string` or another."""
-    available: int | None
-    """None: not kept, or not an integer."""
-    reserved: int | None
-    texts: tuple[bytes | None, bytes | None]
-    """The two counters as they are written."""
+    available: bytes | None
+    reserved: bytes | None
     held: int
     reservations: int
     is_certain: bool
@@ -43,12 +39,13 @@ class Recount:
     """
 
     def __init__(self, scan: InventoryScan, shard: Shard, product_id: bytes) -> None:
-        self.key: Any = shard.keys.stock_prefix.encode() + product_id
+        """Begin with what is known of the product; raise TrackingLostError as `commit` does."""
+        self._key: Any = shard.keys.stock_prefix.encode() + product_id
         self._scan = scan
         self._shard = shard
         self._product_id = product_id
+        self._unread = sliced(scan.known(shard.number, product_id), _SLICE)
         self._held: dict[bytes, int | None] = {}
-        self._is_read = False
 
     def read(self) -> Count:
         """Return both as they were in one moment; raises as `commit` does."""
@@ -67,56 +64,42 @@ class Recount:
         with self._shard.client.pipeline() as transaction:
             pipe: Any = transaction
             self._catch_up()  # most is read before the watch, so that little can happen under it
-            pipe.watch(self.key)
+            pipe.watch(self._key)
             self._scan.require_tracked(pipe.connection)
-            type_, *texts = self._read_counters(pipe)
+            counters = self._read_counters(pipe)
             self._catch_up()
-            count = self._count(type_, *texts)
+            quantities = [quantity for quantity in self._held.values() if quantity is not None]
+            is_certain = len(quantities) == len(self._held)
             pipe.multi()
-            yield pipe, count
-            pipe.exists(self.key)  # commit even if nothing is queued: it proves the count
+            yield pipe, Count(*counters, sum(quantities), len(self._held), is_certain)
+            pipe.exists(self._key)  # commit even if nothing is queued: it proves the count
             pipe.execute()
 
     def _read_counters(self, pipe: Reply) -> tuple[str, bytes | None, bytes | None]:
         settings = self._shard.settings
         try:
-            return "hash", *pipe.hmget(self.key, settings.field_available, settings.field_reserved)
+            return "hash", *pipe.hmget(self._key, settings.field_available, settings.field_reserved)
         except ResponseError:
-            type_ = pipe.type(self.key).decode()
+            type_ = pipe.type(self._key).decode()
             if type_ == "hash":
                 raise
-            return type_, pipe.get(self.key) if type_ == "string" else None, None
-
-    def _count(self, type_: str, available: bytes | None, reserved: bytes | None) -> Count:
-        quantities = [quantity for quantity in self._held.values() if quantity is not None]
-        return Count(
-            type=type_,
-            available=integer(available) if self._shard.settings.field_available else None,
-            reserved=integer(reserved) if self._shard.settings.field_reserved else None,
-            texts=(available, reserved),
-            held=sum(quantities),
-            reservations=len(self._held),
-            is_certain=len(quantities) == len(self._held),
-        )
+            return type_, pipe.get(self._key) if type_ == "string" else None, None
 
     def _catch_up(self) -> None:
         """Read what was written since the last time; the first time all that is known of the product."""
-        if self._is_read:
-            self._take_changed()
-            return
-        for ids in sliced(self._scan.known(self._shard.number, self._product_id), _SLICE):
+        for ids in self._unread:
             for row in self._scan.examine(self._shard.number, ids):
                 self._take(row)
             self._take_changed()
-        self._is_read = True
+        self._take_changed()
 
     def _take_changed(self) -> None:
-        for number, row in self._scan.changed():
-            if number == self._shard.number and (row.id in self._held or row.product_id == self._product_id):
+        for row in self._scan.changed():
+            if row.shard.number == self._shard.number and (row.id in self._held or row.product_id == self._product_id):
                 self._take(row)
 
     def _take(self, row: Row) -> None:
-        if row.status == self._shard.settings.status_active and row.product_id == self._product_id:
+        if row.is_active and row.product_id == self._product_id:
             self._held[row.id] = row.quantity
         else:
             self._held.pop(row.id, None)

@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 from redis.exceptions import RedisError, ResponseError, WatchError
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from expirer.config.environment import variable
 from expirer.config.settings import ConfigurationError, Settings
 from expirer.connection.connect import Servers
-from expirer.connection.errors import describe, location
+from expirer.connection.errors import location
 from expirer.contract import control, scripts
 from expirer.contract.control import Control
 from expirer.contract.keys import ShardKeys
@@ -23,11 +23,10 @@ from expirer.contract.numbers import integer
 from expirer.contract.text import decode, printable
 from expirer.operate.audit import audit
 from expirer.operate.check import wrong_types
-from expirer.operate.inventory_scan import sliced, unpacked
+from expirer.operate.inventory_scan import PackedIds, sliced
 from expirer.operate.pause import is_conflict
-from expirer.operate.places import MOST_SHARDS, Ids, Places, ReshardError
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import confirms, format_pause, who
+from expirer.operate.places import MOST_SHARDS, Places, ReshardError
+from expirer.operate.terminal import confirms, error_line, format_pause, reporting_errors, who
 
 _KEYS = ("index", "quarantine", "control", "stats", "operations")
 _NO_TOTALS = {b"rate_until", b"ticks", b"token"}
@@ -41,7 +40,7 @@ _MOST_WALKS = 3
 _OPERATIONS = 10_000
 
 
-def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO | None = None) -> int:
+def reshard(settings: Settings, shards: int, *, is_sure: bool) -> int:
     """Pause expiry and move every product to its new shard; return 1 if that is not done and audited.
 
     It may be interrupted, and repeated: what has been moved stays, the rest follows.
@@ -61,7 +60,7 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
         move = _Move(servers, settings, target)
         try:
             if move.is_needed():
-                if not is_sure and not confirms(move.question(), answers):
+                if not is_sure and not confirms(move.question()):
                     sys.stdout.flush()
                     sys.stderr.write("expirer: nothing was changed; stop the checkouts, then repeat this with --yes\n")
                     return 1
@@ -78,7 +77,7 @@ def reshard(settings: Settings, shards: int, *, is_sure: bool, answers: TextIO |
     return 1
 
 
-def _describe(error: ReshardError | RedisError, settings: Settings) -> str:
+def _describe(error: Exception, settings: Settings) -> str:
     if isinstance(error, ReshardError):
         return str(error)
     if is_conflict(error):
@@ -87,31 +86,27 @@ def _describe(error: ReshardError | RedisError, settings: Settings) -> str:
         error = error.__context__
     if str(error).startswith(("BUSY", "Timeout reading")):
         return f"{location(settings)}: Redis is running a long script, and will finish it: wait until it answers again"
-    return f"{location(settings)}: {printable(describe(error, settings))}"
+    return error_line(error, settings)
 
 
 class _Move:
     def __init__(self, servers: Servers, settings: Settings, target: Settings) -> None:
         self._client: Any = servers.shards[0].client
         self._client.connection_pool.connection_kwargs["socket_timeout"] = _PATIENCE_S
-        self._first = Servers.of(servers.shards[0].client, target).shards[0]
+        self._first = Servers.of(self._client, target).shards[0]
         self._product_field = settings.field_product_id
         self._places = Places(servers, settings, target)
         self._old, self._new = self._places.old, self._places.new
-        self._all = tuple(dict.fromkeys((*self._old, *self._new)))
-        kept = {keys.stats for keys in self._new}
-        self._left_stats = [keys.stats for keys in self._old if keys.stats not in kept]
+        kept = set(self._new)
+        self._left_stats = [keys.stats for keys in self._old if keys not in kept]
         self._script = scripts.load("reshard")
-        self._nobody = secrets.token_hex(16).encode()
-        """A name that nothing has, to try a permission without effect."""
         self._is_paused = False
         self._products = self._reservations = 0
 
     def is_needed(self) -> bool:
         """Say whether anything is to be moved; raise ReshardError if it could not be, or not safely."""
         self._places.require_known()
-        has_totals = bool(self._left_stats) and bool(self._client.exists(*self._left_stats))
-        return self._places.is_anything_misplaced() or has_totals
+        return self._places.is_anything_misplaced() or any(map(self._client.exists, self._left_stats))
 
     def question(self) -> str:
         """Say what is about to happen."""
@@ -140,8 +135,7 @@ class _Move:
         if not self._is_paused:
             return ""
         moved = f"{self._products:,} products have moved, " if self._products else ""
-        way_back = "" if self._places.is_begun else ", or expirer resume"
-        return f"; {moved}expiry stays paused: repeat this{way_back}"
+        return f"; {moved}expiry stays paused: repeat this"
 
     def report(self, *, is_sound: bool) -> None:
         """Say what was done, and what a person does next."""
@@ -150,9 +144,8 @@ class _Move:
         moved = f"{self._products:,} products with {self._reservations:,} reservations moved"
         if not self._products and not self._reservations:
             moved = "nothing to move"
-        steps = [f"start the checkouts and the sidecar with {variables}"]
-        if not is_sound:
-            steps.insert(0, f"see what the audit found, and repair it: {variables} expirer audit --repair")
+        steps = [] if is_sound else [f"see what the audit found, and repair it: {variables} expirer audit --repair"]
+        steps.append(f"start the checkouts and the sidecar with {variables}")
         if pause is not None:
             moved += f"; expiry is paused {format_pause(pause)}"
             steps.append(f"{variables} expirer resume")
@@ -160,20 +153,21 @@ class _Move:
 
     def _try_permissions(self) -> None:
         """Use each command on the keys of each shard without effect: what is refused is refused before the pause."""
-        for keys in self._all:
+        nobody = secrets.token_hex(16).encode()  # a name that nothing has
+        for keys in {*self._old, *self._new}:
             for problem in wrong_types(self._client, keys, _KEYS):
                 raise ReshardError(problem)
         self._client.script_load(self._script.text)
         for number in range(max(len(self._old), len(self._new))):
             old, new = self._old[number % len(self._old)], self._new[number % len(self._new)]
-            self._client.execute_command(*self._command(old, new, self._nobody, [self._nobody]))
+            self._client.execute_command(*self._command(old, new, nobody, [nobody]))
             self._client.zscan(old.index)
             self._client.hscan(old.quarantine)
             self._client.pttl(old.control)
         with self._client.pipeline() as pipe:
             for name in (self._first.keys.stats, *self._left_stats):
                 pipe.hgetall(name)
-                pipe.hdel(name, self._nobody)
+                pipe.hdel(name, nobody)
             pipe.execute()
 
     def _pause(self) -> None:
@@ -192,7 +186,7 @@ class _Move:
             for pause in pauses.values():
                 pausing = control.pausing(pause.by, pause.reason, pause.since or now)
             pipe.multi()
-            for keys in self._all:
+            for keys in dict.fromkeys((*self._old, *self._new)):
                 fields = {} if keys in pauses else dict(pausing)
                 if brake and keys in self._new and not (keys in found and found[keys].brake):
                     fields |= control.braking(brake.by, brake.reason, brake.since or now)
@@ -206,19 +200,18 @@ class _Move:
                 self._is_paused = not (isinstance(error, ResponseError) or is_conflict(error))
                 raise
 
-    def _move_product(self, old: ShardKeys, product_id: bytes, ids: Ids) -> None:
+    def _move_product(self, old: ShardKeys, product_id: bytes, ids: tuple[PackedIds, PackedIds]) -> None:
         """Move its counters with the reservations that they depend on in one step, then the others in slices.
 
         In this order a checkout that still writes meets what has ended for as long as it meets the product: it
         never takes an order again that was confirmed.
         """
-        self._places.is_begun = True
-        placed = dict.fromkeys(unpacked(ids.placed))
+        placed = dict.fromkeys(ids[0])
         if len(placed) > _MOST_AT_ONCE:
             what = f"{printable(decode(product_id))} has {len(placed):,} Active reservations"
             raise ReshardError(f"{what}, more than the {_MOST_AT_ONCE:,} that move in one step: let some end first")
         self._move(old, product_id, placed)
-        ended = (id_ for id_ in dict.fromkeys(unpacked(ids.ended)) if id_ not in placed)
+        ended = (id_ for id_ in dict.fromkeys(ids[1]) if id_ not in placed)
         for some in sliced(ended, _ENDED_AT_ONCE):
             self._move(old, product_id, some)
         self._products += bool(product_id)
@@ -240,8 +233,8 @@ class _Move:
         new = self._places.home(product_id)
         with self._client.pipeline() as pipe:
             pipe.watch(old.control, new.control)
-            found = [Control.read(pipe.hmget(one.control, control.FIELDS)) for one in (old, new)]
-            if any(one.halt(math.inf) is None for one in found):
+            found = (Control.read(pipe.hmget(one.control, control.FIELDS)) for one in (old, new))
+            if not all(one.halt(math.inf) for one in found):
                 self._is_paused = False
                 raise ReshardError("somebody has resumed expiry, or the pause will end by itself: repeat this later")
             pipe.multi()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from redis.client import Pipeline
 
@@ -12,31 +11,17 @@ from expirer.contract.keys import shard_of
 from expirer.contract.shard import Shard
 
 
-@dataclass(frozen=True, slots=True)
 class Scratch:
-    """A reservation, its product, and the shard whose keys have both."""
+    """A reservation and its product, called as nothing else is, on the shard given."""
 
-    reservation_id: str
-    product_id: str
-    shard: Shard
-
-    @classmethod
-    def of(cls, name: str, shard: Shard) -> Self:
-        """Name them so that nothing else is called so, and that the product lives on the shard."""
-        while True:
-            unique = f"expirer-{name}-{secrets.token_hex(4)}"
-            if shard_of(unique, shard.settings.shards) == shard.number:
-                return cls(f"{unique}:{unique}", unique, shard)
-
-    @property
-    def reservation(self) -> str:
-        """Name its key."""
-        return self.shard.keys.reservation_prefix + self.reservation_id
-
-    @property
-    def stock(self) -> str:
-        """Name the key of its product."""
-        return self.shard.keys.stock_prefix + self.product_id
+    def __init__(self, name: str, shard: Shard) -> None:
+        self.shard = shard
+        self.product_id = f"expirer-{name}-{secrets.token_hex(4)}"
+        while shard_of(self.product_id, shard.settings.shards) != shard.number:
+            self.product_id = f"expirer-{name}-{secrets.token_hex(4)}"
+        self.id = f"{self.product_id}:{self.product_id}"
+        self.reservation = shard.keys.reservation_prefix + self.id
+        self.stock = shard.keys.stock_prefix + self.product_id
 
     def write(self, pipe: Pipeline, score: int, *, is_plain: bool = False) -> None:
         """Write both and the index entry; `is_plain`: the stock is a plain counter, as in some inventories."""
@@ -49,12 +34,14 @@ class Scratch:
             settings.field_status: settings.status_active,
             settings.field_expires_at: score,
         }
+        for row in (counters, fields):
+            row.pop("", None)  # of what the layout has not
         if is_plain:
             pipe.incrby(self.stock, 0)
         else:
-            pipe.hset(self.stock, mapping={name: value for name, value in counters.items() if name})
-        pipe.hset(self.reservation, mapping={name: value for name, value in fields.items() if name})
-        pipe.zadd(self.shard.keys.index, {self.reservation_id: score})
+            pipe.hset(self.stock, mapping=counters)
+        pipe.hset(self.reservation, mapping=fields)
+        pipe.zadd(self.shard.keys.index, {self.id: score})
 
     def remove(self, pipe: Pipeline) -> None:
         """Remove both keys, by a command for which the sidecar has the right."""

@@ -66,10 +66,8 @@ def _head(page: Page, width: int, bars: str) -> Iterator[str]:
     when = "" if snapshot is None else format_time(snapshot.now)
     yield _spread(f"expirer top  {page.address}", f"{when}  q: quit", width)
     silent_s = time.monotonic() - page.silent_since
-    if page.error:
-        yield f"no answer for {silent_s:.0f} s: {printable(page.error)}"
-    elif silent_s > _STALE_S:
-        yield f"no answer for {silent_s:.0f} s"
+    if page.error or silent_s > _STALE_S:
+        yield f"no answer for {silent_s:.0f} s{': ' * bool(page.error)}{printable(page.error)}"
     elif snapshot is not None:
         yield _state(snapshot.shards)
     else:
@@ -99,22 +97,21 @@ def _state(shards: Sequence[ShardStatus]) -> str:
         numbers[printable(shard.state)].append(shard.shard)
     if len(numbers) == 1:
         return next(iter(numbers))
-    return ", ".join(f"{_named(some)} {state}" for state, some in numbers.items() if state != HEALTHY)
+    return ", ".join(f"{_name_shards(some)} {state}" for state, some in numbers.items() if state != HEALTHY)
 
 
-def _named(shards: Sequence[int]) -> str:
+def _name_shards(shards: Sequence[int]) -> str:
     return f"shard {shards[0]}" if len(shards) == 1 else f"{len(shards)} shards"
 
 
 def _pauses(snapshot: Snapshot) -> Iterator[str]:
     """Yield who pauses what, until when and why; one line for all shards that were paused together."""
-    pauses = snapshot.pauses
+    pauses, today = snapshot.pauses, format_time(snapshot.now)[:11]
     for pause, numbers in pauses[:_PAUSES]:
         name = _fit(printable(pause.by), _NAME) or "nobody named"
-        today = format_time(snapshot.now)[:11]
         end = "until resumed" if pause.until is None else f"until {format_time(pause.until).removeprefix(today)}"
         label = "braked" if pause.is_brake else "paused"
-        yield f"{label}       {_named(numbers)} by {name} {end}: {printable(pause.reason) or 'no reason'}"
+        yield f"{label}       {_name_shards(numbers)} by {name} {end}: {printable(pause.reason) or 'no reason'}"
     if len(pauses) > _PAUSES:
         yield f"             and {len(pauses) - _PAUSES} more pauses"
 
@@ -134,22 +131,24 @@ def _sections(snapshot: Snapshot, width: int, height: int) -> Iterator[str]:
     left = height - 2 * len(tables)
     counts = {}
     for sharing, table in zip(range(len(tables), 0, -1), sorted(tables, key=len), strict=True):
-        counts[table[0][0]] = min(len(table) - 1, -(-max(left, 0) // sharing))
-        left -= counts[table[0][0]]
+        title = table[0][0]
+        counts[title] = min(len(table) - 1, -(-max(left, 0) // sharing))
+        left -= counts[title]
     for (title, *names), *rows in tables:
         count = counts[title]
-        if count:
-            yield ""
-            cut = f"{title} {count}/{len(rows)}" if count < len(rows) else title
-            for name, *values in [[cut, *names], *rows[:count]]:
-                yield _spread(name, "".join(f" {_fit(value, _COLUMN - 1):>{_COLUMN - 1}}" for value in values), width)
+        if not count:
+            continue
+        yield ""
+        cut = f"{title} {count}/{len(rows)}" if count < len(rows) else title
+        for name, *values in [[cut, *names], *rows[:count]]:
+            yield _spread(name, "".join(f" {_fit(value, _COLUMN - 1):>{_COLUMN - 1}}" for value in values), width)
 
 
 def _shards(snapshot: Snapshot) -> list[list[str]]:
     if len(snapshot.shards) == 1:
         return []
     rows = [["SHARD", "ACTIVE", "OVERDUE", "OLDEST", "QUARANTINED"]]
-    # Those with problems first, then the busy.
+    # Unhealthy shards first, then busy ones.
     for shard in sorted(snapshot.shards, key=lambda shard: (not shard.problems, -shard.overdue, shard.shard)):
         oldest = f"{shard.oldest_overdue_ms / 1000:,.3f} s"
         name = f"{shard.shard} {printable(shard.state)}"
@@ -158,9 +157,8 @@ def _shards(snapshot: Snapshot) -> list[list[str]]:
 
 
 def _products(snapshot: Snapshot) -> list[list[str]]:
-    which = (
-        f"{snapshot.sampled:,} due first" if len(snapshot.shards) == 1 else f"first {snapshot.share:,} of each shard"
-    )
+    is_one = len(snapshot.shards) == 1
+    which = f"{snapshot.sampled:,} due first" if is_one else f"first {snapshot.share:,} of each shard"
     rows = ([printable(row.id), _number(row.held), _number(row.overdue)] for row in snapshot.products)
     return [[f"PRODUCT (of the {which})", "UNITS HELD", "OVERDUE"], *rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -17,10 +17,8 @@ from expirer.contract.text import decode
 from expirer.operate.records import read_records
 from expirer.operate.status import ShardStatus, WorkerStatus, read_status
 
-SAMPLE = 1000
+_SAMPLE = 1000
 """Of this many reservations, the next in the index, the products are counted; as many events are read, the newest."""
-_MAX_LATENESS_MS = 10_000
-"""As the default of `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +79,11 @@ class Snapshot:
     @property
     def pauses(self) -> list[tuple[Pause, list[int]]]:
         """Each pause or brake with its shards; shards that one person paused together share one."""
-        together: dict[tuple[str, str, int | None, bool], tuple[Pause, list[int]]] = {}
+        together: dict[Pause, tuple[Pause, list[int]]] = {}
         for shard in self.shards:
-            pause = shard.paused
-            if pause is not None:
-                name = (pause.by, pause.reason, pause.until, pause.is_brake)
-                together.setdefault(name, (pause, []))[1].append(shard.shard)
+            if shard.paused is not None:
+                alike = replace(shard.paused, since=None)
+                together.setdefault(alike, (shard.paused, []))[1].append(shard.shard)
         return list(together.values())
 
     @property
@@ -107,10 +104,9 @@ class Sampler:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
-        self._settings = shards[0].settings
         self._expired: tuple[int, float] | None = None
         """The total of the last snapshot, and when it was taken (monotonic seconds)."""
-        self._last_events: dict[str, bytes] = {}
+        self._last_events: dict[int, bytes] = {}
 
     def sample(self) -> Snapshot:
         """Read every shard once; raise RedisError if Redis fails."""
@@ -120,7 +116,7 @@ class Sampler:
         sampled = 0
         shards = []
         for shard in self._shards:
-            shards.append(read_status(shard, _MAX_LATENESS_MS, counted=0))
+            shards.append(read_status(shard, counted=0))
             cutoff = float(shard.cutoff(shards[-1].now))
             for row in read_records(shard, _share(len(self._shards))):
                 sampled += 1
@@ -140,18 +136,16 @@ class Sampler:
         )
 
     def _lateness(self, shard: Shard) -> list[int]:
-        if not self._settings.events_maxlen:
+        """Return how late each reservation was that expired since the last snapshot, ms."""
+        if not shard.settings.events_maxlen:
             return []
-        name = shard.keys.events
-        last = self._last_events.get(name)
+        last = self._last_events.get(shard.number)
         since: Any = b"-" if last is None else b"(" + last
-        events: Any = shard.client.xrevrange(name, "+", since, count=1 if last is None else SAMPLE)
-        if events:
-            self._last_events[name] = events[0][0]
+        events: Any = shard.client.xrevrange(shard.keys.events, "+", since, count=1 if last is None else _SAMPLE)
+        self._last_events[shard.number] = events[0][0] if events else last or b"0-0"
         if last is None:
-            self._last_events.setdefault(name, b"0-0")
             return []
-        grace_ms = to_ms(self._settings.grace)
+        grace_ms = to_ms(shard.settings.grace)
         times = ((integer(row.get(b"expired_at"), 0), integer(row.get(b"expires_at"), 0)) for _, row in events)
         return [max(at - due - grace_ms, 0) for at, due in times if at is not None and due is not None]
 
@@ -163,4 +157,4 @@ class Sampler:
 
 
 def _share(shards: int) -> int:
-    return max(SAMPLE // shards, 1)
+    return max(_SAMPLE // shards, 1)

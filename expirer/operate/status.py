@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from expirer.config.durations import LONGEST, to_ms
@@ -21,17 +20,16 @@ from expirer.contract.control import Control, Pause
 from expirer.contract.numbers import integer
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
-from expirer.operate.output import write_json
 from expirer.operate.records import read_records
-from expirer.operate.server import reporting_errors
-from expirer.operate.terminal import format_pause, format_time
+from expirer.operate.terminal import format_pause, format_time, reporting_errors, write_json
 
-HEALTHY, PAUSED = "healthy", "paused"
-"""States without a problem."""
+HEALTHY = "healthy"
 NO_LIVE_WORKER, BRAKED, TOO_OLD = "no live worker", "braked", "the oldest overdue is too old"
 """Problems."""
-TOTALS = ("expired", "units", "skipped", "rescheduled", "quarantined", "batches")
+_TOTALS = ("expired", "units", "skipped", "rescheduled", "quarantined", "batches")
 """Running totals of a shard; quarantined also by reason, as `quarantined:<reason>`."""
+_MAX_LATENESS_MS = 10_000
+"""As the default of the command's --max-lateness."""
 _COUNTED = 10_000
 """Of at most this many overdue reservations, the oldest, the units are summed; more would be a scan."""
 _TRIED = 100
@@ -44,7 +42,7 @@ _GONE = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker last said of itself on one shard."""
+    """What a worker last wrote about itself on one shard."""
 
     id: str
     last_tick: int
@@ -91,7 +89,7 @@ class ShardStatus:
     def state(self) -> str:
         """The problems, and whether a person has paused the shard; `healthy` without either."""
         is_paused = self.paused is not None and not self.paused.is_brake
-        return "; ".join([*self.problems, *[PAUSED] * is_paused]) or HEALTHY
+        return "; ".join([*self.problems, *["paused"] * is_paused]) or HEALTHY
 
 
 def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int:
@@ -101,8 +99,7 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
         for shard in servers.shards:
             try:
                 seen = read_status(shard, to_ms(max_lateness))
-                problems = [*seen.problems, *_vanishing(shard, seen.now)]
-                shards.append(replace(seen, problems=problems))
+                shards.append(replace(seen, problems=[*seen.problems, *_vanishing(shard, seen.now)]))
             except (RedisError, OSError) as error:
                 if not settings.redis_cluster:
                     raise
@@ -119,7 +116,7 @@ def status(settings: Settings, max_lateness: timedelta, *, as_json: bool) -> int
     return 1
 
 
-def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> ShardStatus:
+def read_status(shard: Shard, max_lateness_ms: int = _MAX_LATENESS_MS, counted: int = _COUNTED) -> ShardStatus:
     """Read one shard; sum the units of `counted` overdue reservations at most. RedisError if Redis fails."""
     settings, keys = shard.settings, shard.keys
     here = int(worker_clock())
@@ -140,17 +137,18 @@ def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> 
         active, overdue, never_due, oldest, after, row, ticks, abouts, totals, quarantined = pipe.execute()
     age = now - to_ms(settings.grace) - unix_ms(oldest[0][1], settings.unit_ms) if overdue else 0
     state = Control.read(row)
+    halt = state.halt(now)
     workers = [_worker(shard, now, tick, abouts) for tick in reversed(ticks)]
     live = [worker for worker in workers if worker.is_live]
-    gone = [worker for worker in workers if not worker.is_live]
     problems = about.disagreements(worker.about for worker in live)
     if not live:
         problems.append(NO_LIVE_WORKER)
-        if _is_replica(shard.client):
-            problems.append(f"this is a replica: {PRIMARY}")
+        with suppress(ResponseError):  # a host may hide it
+            info: Any = shard.client.info("replication")
+            problems += [f"this is a replica: {PRIMARY}"] * (info.get("role") == "slave")
     if state.brake is not None:
         problems.append(BRAKED)
-    if state.halt(now) is None and age > max_lateness_ms:
+    if halt is None and age > max_lateness_ms:
         problems.append(TOO_OLD)
     return ShardStatus(
         shard=shard.number,
@@ -160,12 +158,12 @@ def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> 
         overdue_units=sum(row.units for row in read_records(shard, min(overdue, counted)) if row.score < float(cutoff)),
         next_expires_at=unix_ms(after[0][1], settings.unit_ms) if after else None,
         quarantined=quarantined,
-        paused=state.halt(now),
+        paused=halt,
         workers=live,
         totals=_totals(totals),
         problems=problems,
-        gone=gone[:_GONE],
-        gone_count=len(gone),
+        gone=[worker for worker in workers if not worker.is_live][:_GONE],
+        gone_count=len(workers) - len(live),
         never_due=never_due,
         now=now,
         skew_ms=now - here,
@@ -174,7 +172,7 @@ def read_status(shard: Shard, max_lateness_ms: int, counted: int = _COUNTED) -> 
 
 def _vanishing(shard: Shard, now: int) -> list[str]:
     """Return a problem if Redis deletes reservations, by their time to live, about when they fall due."""
-    rows = list(read_records(shard, _TRIED))
+    rows = [row for row in read_records(shard, _TRIED) if row.is_active]
     with suppress(ResponseError), shard.client.pipeline(transaction=False) as pipe:  # without the right nobody knows
         for row in rows:
             pipe.pttl(shard.keys.reservation_prefix.encode() + row.id)
@@ -183,13 +181,6 @@ def _vanishing(shard: Shard, now: int) -> list[str]:
         if count := sum(0 < ttl < max(row.expires_at - now, 0) + late_ms for row, ttl in lasts):
             return [f"Redis deletes {count} of the next {len(rows)} reservations when they fall due: raise their TTL"]
     return []
-
-
-def _is_replica(client: Redis) -> bool:
-    with suppress(ResponseError):  # a host may hide it
-        info: Any = client.info("replication")
-        return bool(info.get("role") == "slave")
-    return False
 
 
 def _worker(shard: Shard, now: int, tick: tuple[bytes, float], abouts: Mapping[bytes, bytes]) -> WorkerStatus:
@@ -202,7 +193,7 @@ def _worker(shard: Shard, now: int, tick: tuple[bytes, float], abouts: Mapping[b
 def _totals(row: Mapping[bytes, bytes]) -> dict[str, int]:
     """Read the running totals; the hash also has the bookkeeping of the script."""
     known = ((decode(name), integer(value, least=0)) for name, value in row.items())
-    return {name: total for name, total in known if total is not None and name.partition(":")[0] in TOTALS}
+    return {name: total for name, total in known if total is not None and name.partition(":")[0] in _TOTALS}
 
 
 def _lines(shards: Sequence[ShardStatus], skew_ms: int) -> Iterator[str]:

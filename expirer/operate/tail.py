@@ -8,8 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, TryAgainError
@@ -22,9 +21,8 @@ from expirer.connection.connect import Servers
 from expirer.connection.errors import location
 from expirer.contract.shard import Shard
 from expirer.contract.text import decode, printable
-from expirer.operate.output import Event, read_event, write_json
-from expirer.operate.server import error_line, reporting_errors
-from expirer.operate.terminal import format_time
+from expirer.operate.records import read_event
+from expirer.operate.terminal import error_line, format_time, reporting_errors, write_json
 
 _BLOCK_MS = 1000
 _COUNT = 500
@@ -33,12 +31,12 @@ _PASSING = (NoConnection, TooLate, BusyLoadingError, AskError, ClusterDownError,
 """Errors that end without a person."""
 
 
-@dataclass(slots=True)
-class _Stream:
-    """The events of one shard, and the id after which they are read."""
+class Event(NamedTuple):
+    """An event of a shard; its fields may be anybody's."""
 
     shard: Shard
-    position: str
+    id: str
+    fields: dict[str, int | str]
 
 
 def tail(settings: Settings, start: str | None, *, as_json: bool) -> int:
@@ -47,41 +45,39 @@ def tail(settings: Settings, start: str | None, *, as_json: bool) -> int:
         raise ConfigurationError(["EXPIRER_EVENTS_MAXLEN is 0, so no events are written that could be followed"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with reporting_errors(settings) as servers:
-        for shard, event in follow(servers, start):
+        for event in follow(servers, start):
             if as_json:
-                others = {name: value for name, value in event.fields.items() if name not in ("shard", "id")}
-                write_json({"shard": shard.number, "id": event.id, **others})
+                own = {"shard": event.shard.number, "id": event.id}  # names that a stranger's fields may have, too
+                write_json(own | event.fields | own)
             else:
-                sys.stdout.write(f"{_line(shard, event)}\n")
+                sys.stdout.write(f"{printable(_line(event))}\n")
             sys.stdout.flush()
     return 1
 
 
-def follow(servers: Servers, start: str | None) -> Iterator[tuple[Shard, Event]]:
+def follow(servers: Servers, start: str | None) -> Iterator[Event]:
     """Yield the events of every shard from `start` on, for ever; waits for a server that is away."""
-    by_client: defaultdict[Redis, list[_Stream]] = defaultdict(list)
-    for stream in _positions(servers, start):
-        by_client[stream.shard.client].append(stream)
+    shards = {shard.keys.events: shard for shard in servers.shards}
+    positions = _positions(servers, start)
     away: set[Redis] = set()
     # The servers are asked in turn; none is waited for while another has more.
     wait_ms: int | None = None
     while True:
         found = False
-        for client, streams in by_client.items():
-            for shard, event in _read(client, streams, wait_ms, away):
+        for client, names in positions.items():
+            for name, entry in _read(client, names, wait_ms, away, servers.shards[0].settings):
                 found = True
-                yield shard, event
-        wait_ms = None if found else _BLOCK_MS // len(by_client)
+                yield Event(shards[name], *read_event(entry))
+        wait_ms = None if found else _BLOCK_MS // len(positions)
 
 
 def _read(
-    client: Redis, streams: list[_Stream], wait_ms: int | None, away: set[Redis]
-) -> Iterator[tuple[Shard, Event]]:
-    """Yield what is new in the streams of one server."""
-    settings = streams[0].shard.settings
-    positions: Any = {stream.shard.keys.events: stream.position for stream in streams}
+    client: Redis, positions: dict[str, str], wait_ms: int | None, away: set[Redis], settings: Settings
+) -> Iterator[tuple[str, tuple[bytes, dict[bytes, bytes]]]]:
+    """Yield what is new in the streams of one server: stream and entry."""
+    after: Any = positions
     try:
-        answer: Any = client.xread(positions, count=_COUNT, block=wait_ms)
+        answer: Any = client.xread(after, count=_COUNT, block=wait_ms)
     except _PASSING as error:
         if client not in away:
             sys.stderr.write(f"expirer: {error_line(error, settings)}; waiting for it\n")
@@ -91,24 +87,21 @@ def _read(
     if client in away:
         sys.stderr.write(f"expirer: {location(settings)}: it is back\n")
         away.remove(client)
-    named = {stream.shard.keys.events.encode(): stream for stream in streams}
-    for name, entries in answer:
-        stream = named[name]
-        for entry in entries:
-            yield stream.shard, read_event(entry)
-        stream.position = decode(entries[-1][0])
+    for stream, entries in answer:
+        name = stream.decode()
+        yield from ((name, entry) for entry in entries)
+        positions[name] = decode(entries[-1][0])
 
 
-def _positions(servers: Servers, start: str | None) -> list[_Stream]:
-    """Return each stream with the id after which it is read."""
-    if start is not None:
-        first = _first(servers.shards[0], start)
-        return [_Stream(shard, first) for shard in servers.shards]
-    streams = []
+def _positions(servers: Servers, start: str | None) -> dict[Redis, dict[str, str]]:
+    """Return for each server its streams, each with the id after which it is read."""
+    positions: defaultdict[Redis, dict[str, str]] = defaultdict(dict)
+    first = None if start is None else _first(servers.shards[0], start)
     for shard in servers.shards:
-        last: Any = shard.client.xrevrange(shard.keys.events, count=1)
-        streams.append(_Stream(shard, decode(last[0][0]) if last else "0"))
-    return streams
+        name = shard.keys.events
+        last: Any = shard.client.xrevrange(name, count=1) if first is None else []
+        positions[shard.client][name] = decode(last[0][0]) if last else first or "0"
+    return positions
 
 
 def _first(shard: Shard, start: str) -> str:
@@ -129,12 +122,12 @@ def _before(id_: str) -> str:
     return f"{ms}-{int(number) - 1}" if number.strip("0") else f"{int(ms) - 1}-{2**64 - 1}"
 
 
-def _line(shard: Shard, event: Event) -> str:
-    due, expired_at = event.fields.get("expires_at"), event.fields.get("expired_at")
+def _line(event: Event) -> str:
+    settings, fields = event.shard.settings, event.fields
+    due, expired_at = fields.get("expires_at"), fields.get("expired_at")
     late = ""
     if isinstance(due, int) and isinstance(expired_at, int):
-        late = f", {max(expired_at - due - to_ms(shard.settings.grace), 0):,} ms late"
-    names = ("quantity", "product_id", "reservation_id")
-    quantity, product_id, id_ = (printable(str(event.fields.get(name, "?"))) for name in names)
-    where = f"shard {shard.number}  " if shard.settings.shards > 1 else ""
-    return f"{where}{format_time(event.written_at)}  {id_}  {quantity} of {product_id}{late}"
+        late = f", {max(expired_at - due - to_ms(settings.grace), 0):,} ms late"
+    quantity, product_id, id_ = (fields.get(name, "?") for name in ("quantity", "product_id", "reservation_id"))
+    where = f"shard {event.shard.number}  " if settings.shards > 1 else ""
+    return f"{where}{format_time(int(event.id.partition('-')[0]))}  {id_}  {quantity} of {product_id}{late}"

@@ -1,16 +1,41 @@
-"""Asks a person at the terminal, and writes times and pauses for people."""
+"""What each command does at the terminal: report an error of Redis, ask a person, write JSON, times and pauses."""
 
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TextIO
 
+from redis.exceptions import RedisError
+
+from expirer.config.settings import Settings
+from expirer.connection.connect import Servers, connect_all
+from expirer.connection.errors import describe, location
 from expirer.contract.control import Pause
-from expirer.contract.text import printable
+from expirer.contract.text import decode, printable
+
+
+@contextmanager
+def reporting_errors(settings: Settings) -> Iterator[Servers]:
+    """Connect to the shards; an error of Redis becomes one line on standard error, and ends the block."""
+    with connect_all(settings) as servers:
+        try:
+            yield servers
+        except BrokenPipeError:  # of standard output
+            raise
+        except (RedisError, OSError) as error:
+            sys.stderr.write(f"expirer: {error_line(error, settings)}\n")
+
+
+def error_line(error: Exception, settings: Settings) -> str:
+    """Return where Redis is, and what an error says."""
+    where, text = location(settings), describe(error, settings)
+    return printable(text if text.startswith(where) else f"{where}: {text}")
 
 
 def who() -> str:
@@ -22,14 +47,18 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def confirms(question: str, answers: TextIO | None = None) -> bool:
+def confirms(question: str) -> bool:
     """Ask on a terminal; without one the answer is no."""
-    source = answers or sys.stdin
-    if not source.isatty():
+    if not sys.stdin.isatty():
         return False
     sys.stdout.write(f"{question} [y/N] ")
     sys.stdout.flush()
-    return source.readline().strip().lower() in ("y", "yes")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def write_json(value: object) -> None:
+    """Write one line; bytes become the text of `decode`, so that no two ids look alike."""
+    sys.stdout.write(json.dumps(value, default=decode) + "\n")
 
 
 def format_time(unix_ms: int) -> str:

@@ -6,10 +6,10 @@ import locale
 import os
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
-from typing import TextIO
+from queue import SimpleQueue
+from threading import Thread
 
 from redis.exceptions import RedisError
 
@@ -34,32 +34,25 @@ def top(settings: Settings) -> int:
     """Draw until q; return the exit code."""
     if curses is None:
         return _refuse("this Python has no curses")
-    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _refuse("top needs a terminal")
     with suppress(locale.Error):  # a remote login may bring a locale that this host lacks; ASCII will do
         locale.setlocale(locale.LC_ALL, "")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     page = Page(location(settings), has_events=settings.events_maxlen > 0)
     sampler = Sampler(connect_all(settings).shards)
-    lock = threading.Lock()
+    seen: SimpleQueue[Snapshot | str] = SimpleQueue()
     try:
         curses.setupterm()
-        if not curses.tigetstr("cup"):
-            return _refuse_terminal("it cannot move its cursor")
-        # A thread of its own: a server that hangs must not block the keyboard.
-        threading.Thread(target=_watch, args=(page, lock, sampler, settings), daemon=True).start()
-        curses.wrapper(_draw, page, lock)
+        why = "" if curses.tigetstr("cup") else "it cannot move its cursor"
+        if not why:
+            # A thread of its own: a server that hangs must not block the keyboard.
+            Thread(target=_watch, args=(seen, sampler, settings), daemon=True).start()
+            curses.wrapper(_draw, page, seen)
     except curses.error as error:
-        return _refuse_terminal(str(error))
-    return 0
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # None: it was closed before the start
-
-
-def _refuse_terminal(why: str) -> int:
-    return _refuse(f"this terminal (TERM={printable(os.environ.get('TERM', ''))}) cannot show it: {why}")
+        why = str(error)
+    terminal = f"this terminal (TERM={printable(os.environ.get('TERM', ''))})"
+    return _refuse(f"{terminal} cannot show it: {why}") if why else 0
 
 
 def _refuse(why: str) -> int:
@@ -67,23 +60,21 @@ def _refuse(why: str) -> int:
     return 1
 
 
-def _watch(page: Page, lock: threading.Lock, sampler: Sampler, settings: Settings) -> None:
+def _watch(seen: SimpleQueue[Snapshot | str], sampler: Sampler, settings: Settings) -> None:
+    """Put in one snapshot a period, or why there is none."""
     while True:
         began_at = time.monotonic()
-        seen: Snapshot | str
         try:
-            seen = sampler.sample()
+            seen.put(sampler.sample())
         except Exception as error:  # noqa: BLE001  # without this thread the last snapshot would pass for the present
             name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
-            seen = f"{name}{describe(error, settings)}"
-        with lock:
-            page.add(seen)
+            seen.put(f"{name}{describe(error, settings)}")
         took_s = time.monotonic() - began_at
         # A snapshot of many shards takes long; then the server rests as long as it worked, up to a period.
         time.sleep(max(_PERIOD_S - took_s, min(took_s, _PERIOD_S)))
 
 
-def _draw(screen: curses.window, page: Page, lock: threading.Lock) -> None:
+def _draw(screen: curses.window, page: Page, seen: SimpleQueue[Snapshot | str]) -> None:
     encoding = locale.getencoding()
     is_unicode = "utf" in encoding.lower()
     with suppress(curses.error):
@@ -91,12 +82,12 @@ def _draw(screen: curses.window, page: Page, lock: threading.Lock) -> None:
         curses.curs_set(0)
     screen.timeout(_KEY_MS)
     # A terminal that has gone away gives no key, at once and for ever.
-    while screen.getch() not in (ord("q"), ord("Q")) and _is_terminal(sys.stdin):
+    while screen.getch() not in (ord("q"), ord("Q")) and sys.stdin.isatty():
+        while not seen.empty():
+            page.add(seen.get())
         height, width = screen.getmaxyx()
-        with lock:
-            all_lines = lines(page, width, height, is_unicode=is_unicode)
         screen.erase()
-        for row, line in enumerate(all_lines):
+        for row, line in enumerate(lines(page, width, height, is_unicode=is_unicode)):
             is_alarm = row == STATE_ROW and line != HEALTHY[:width]
             style = curses.A_REVERSE if is_alarm else curses.A_NORMAL
             with suppress(curses.error):  # there is no place for the cursor after the last corner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,28 +102,20 @@ class InventoryCollector(Collector):
             meaning = "How far the clock of Redis is ahead of this machine's or a live worker's: the furthest of them"
             yield GaugeMetricFamily("expirer_clock_skew_seconds", meaning, value=figures.skew_ms / 1000)
         for name, (meaning, value_of) in _GAUGES.items():
-            yield _gauge(name, meaning, {shard.shard: value_of(shard) for shard in figures.shards})
+            gauge = GaugeMetricFamily(f"expirer_shard_{name}", meaning, labels=["shard"])
+            for shard in figures.shards:
+                if (value := value_of(shard)) is not None:
+                    gauge.add_metric([str(shard.shard)], value)
+            yield gauge
         for name, (meaning, total) in _TOTALS.items():
             counter = CounterMetricFamily(f"expirer_shard_{name}", meaning, labels=["shard"])
             for shard in figures.shards:
                 counter.add_metric([str(shard.shard)], shard.totals.get(total, 0))
             yield counter
-        yield _reasons(figures.shards)
-
-
-def _gauge(name: str, meaning: str, values: Mapping[int, float | None]) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(f"expirer_shard_{name}", meaning, labels=["shard"])
-    for shard, value in values.items():
-        if value is not None:
-            gauge.add_metric([str(shard)], value)
-    return gauge
-
-
-def _reasons(shards: Sequence[ShardStatus]) -> CounterMetricFamily:
-    name, meaning = "expirer_shard_quarantined_reservations", "Entries put into quarantine, by reason"
-    counter = CounterMetricFamily(name, meaning, labels=["shard", "reason"])
-    for shard in shards:
-        for reason in ADVICE:
-            if total := shard.totals.get(f"quarantined:{reason}"):
-                counter.add_metric([str(shard.shard), reason], total)
-    return counter
+        name, meaning = "expirer_shard_quarantined_reservations", "Entries put into quarantine, by reason"
+        reasons = CounterMetricFamily(name, meaning, labels=["shard", "reason"])
+        for shard in figures.shards:
+            for reason in ADVICE:
+                if count := shard.totals.get(f"quarantined:{reason}"):
+                    reasons.add_metric([str(shard.shard), reason], count)
+        yield reasons

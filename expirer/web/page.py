@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -113,14 +113,13 @@ def _template() -> Template:
 
 def _tables(snapshot: Snapshot) -> dict[str, object]:
     """Return what the template cannot sum up by itself."""
-    totals: Counter[str] = Counter()
-    for shard in snapshot.shards:
-        totals.update({name: shard.totals.get(name, 0) for name in _TOTALS})
     # Unhealthy shards first, then busy ones.
     shards = sorted(snapshot.shards, key=lambda shard: (not shard.problems, -shard.overdue, shard.shard))
     return {
         "next_at": min((shard.next_expires_at for shard in snapshot.shards if shard.next_expires_at), default=None),
-        "totals": [(words, totals[name]) for name, words in _TOTALS.items()],
+        "totals": [
+            (words, sum(shard.totals.get(name, 0) for shard in snapshot.shards)) for name, words in _TOTALS.items()
+        ],
         "live": sum(worker.is_live for worker in snapshot.workers),
         "shards": shards[:_SHARDS],
     }

@@ -7,15 +7,17 @@ import os
 import signal
 import threading
 import urllib.parse
+from contextlib import suppress
 from http import HTTPStatus
 
 from expirer.config.environment import variable
 from expirer.config.settings import Settings
 from expirer.connection.connect import connect_all
+from expirer.contract.clock import worker_clock
 from expirer.contract.text import printable
 from expirer.web.metrics import InventoryCollector
 from expirer.web.page import CSP, Page, render
-from expirer.web.watch import Watch, now_ms
+from expirer.web.watch import Watch
 from expirer.worker.http import Answer, HttpServer, Request, Route, probe
 from expirer.worker.logs import build_logger
 from expirer.worker.process import STOP_SIGNALS
@@ -35,7 +37,7 @@ def serve(settings: Settings) -> int:
     stops = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     log = build_logger(settings)
-    watch = Watch(connect_all(settings), settings, log)
+    watch = Watch(connect_all(settings).shards, log)
     server = HttpServer(settings.http_host, settings.http_port or PORT, routes(watch, settings), log)
     threading.Thread(target=watch.run, name="expirer-watch", daemon=True).start()
     server.start()
@@ -58,23 +60,16 @@ def _show_page(watch: Watch, settings: Settings, request: Request) -> Answer:
     # and read what we answer; an address, or a name that the site does not own, it cannot have.
     host = request.headers.get("host", "")
     if not is_allowed(host, settings):
-        text = f"this page does not answer to the name {host!r}: add it to {variable('http_allowed_hosts')}\n"
-        return Answer(printable(text[:-1]).encode() + b"\n", HTTPStatus.MISDIRECTED_REQUEST)
-    html = render(Page(settings, watch.reading, now_ms(), is_still=request.query == "still"))
+        text = f"this page does not answer to the name {host!r}: add it to {variable('http_allowed_hosts')}"
+        return Answer(f"{printable(text)}\n".encode(), HTTPStatus.MISDIRECTED_REQUEST)
+    html = render(Page(settings, watch.reading, int(worker_clock()), is_still=request.query == "still"))
     return Answer(html.encode(), content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": CSP})
 
 
 def is_allowed(host: str, settings: Settings) -> bool:
     """Say whether a Host header is an address, localhost, the host that is listened on, or an allowed name."""
-    try:
+    allowed = {"localhost", settings.http_host.lower(), *map(str.lower, settings.http_allowed_hosts)}
+    with suppress(ValueError):  # of a host, or of an address, that is none
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    allowed = {"localhost", settings.http_host, *settings.http_allowed_hosts}
-    if "*" in allowed or name in {known.lower() for known in allowed}:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+        return "*" in allowed or name in allowed or ipaddress.ip_address(name) is not None
+    return False

@@ -73,6 +73,5 @@ class OneServer(Rig):
                 line.cut()
 
     def is_braked(self) -> bool:
-        """Say whether a worker has paused expiry by itself."""
-        pause = Control.read(self.client.hmget(KEYS.control, control.FIELDS)).pause  # type: ignore[arg-type]
-        return pause is not None and pause.is_brake
+        """Say whether a worker has pulled the brake."""
+        return Control.read(self.client.hmget(KEYS.control, control.FIELDS)).brake is not None  # type: ignore[arg-type]
