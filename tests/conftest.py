@@ -27,7 +27,7 @@ from expirer.worker.worker import Worker
 from tests.cluster import Cluster
 from tests.inventory import NOW, Inventory
 from tests.program import DEADLINE_S, let_children_be_stopped
-from tests.servers import MISSING, RedisServer, find_cli, find_server, free_port
+from tests.servers import MISSING, RedisServer, find_cli, find_server, free_port, socket_in
 from tests.tools import find_tool, missing
 from tests.topology import Replicated
 
@@ -49,7 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("EXPIRER_", "OTEL_")) or name == "REDIS_URL":
+        if name.startswith(("EXPIRER_", "OTEL_")) or name in {
+            "REDIS_URL",
+            "COLUMNS",
+            "LINES",
+            "NO_COLOR",
+            "FORCE_COLOR",
+        }:
             monkeypatch.delenv(name)
 
 
@@ -220,7 +226,7 @@ def shell(tmp_path: Path) -> Callable[[str], str]:
     assert cli is not None
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "redis-cli").write_text(
-        f'#!/bin/sh\nexec {shlex.quote(str(cli))} -s {tmp_path}/redis.sock "$@"\n'
+        f'#!/bin/sh\nexec {shlex.quote(str(cli))} -s {shlex.quote(str(socket_in(tmp_path)))} "$@"\n'
     )
     (tmp_path / "bin" / "redis-cli").chmod(0o755)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"

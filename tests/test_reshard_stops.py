@@ -250,7 +250,7 @@ def test_a_lost_connection_is_no_conflict(
 
     assert 1 == code
     assert err.startswith(f"expirer: {own_server.url}: ")
-    assert "onnection" in err
+    assert "onnection" in err or "Broken pipe" in err
     assert err.endswith("; expiry stays paused: repeat this\n")
 
 
