@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from signal import SIG_IGN, Signals, getsignal, signal
+from signal import SIG_IGN, SIG_UNBLOCK, Signals, getsignal, pthread_sigmask, signal
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,8 +37,9 @@ def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) 
 def let_children_be_stopped() -> None:
     """Have children start with default signals: in the background of a script SIGINT is ignored, by nohup SIGHUP.
 
-    A child inherits what its parent ignores, and not what its parent handles; this process goes on as before.
+    A child inherits what its parent ignores or blocks, and not what its parent handles; this process goes on as before.
     """
+    pthread_sigmask(SIG_UNBLOCK, (Signals.SIGINT, Signals.SIGHUP, Signals.SIGTERM))
     for number in (Signals.SIGINT, Signals.SIGHUP):
         if getsignal(number) == SIG_IGN:
             signal(number, lambda *_: None)

@@ -153,8 +153,7 @@ def test_strangers_texts_do_nothing(browser: Browser, site: Site, error: str) ->
 
 
 @pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("width", [360, 390, 768, 1280])
-@pytest.mark.parametrize("letters", ["", "monospace"])
+@pytest.mark.parametrize(("width", "letters"), [(360, ""), (390, ""), (768, ""), (1280, ""), (360, "monospace")])
 def test_no_screen_is_too_narrow(browser: Browser, site: Site, scene: str, width: int, letters: str) -> None:
     """Nothing reaches beyond the edge of a phone's screen, or any other, also with the widest letters of a machine."""
     site.html = render(replace(SCENES[scene], is_still=True))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Self
 
@@ -40,15 +41,21 @@ class Traffic:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self.steps.update(json.loads(self._process.communicate(timeout=30)[0]))
+        try:
+            self._process.send_signal(signal.SIGTERM)
+            self.steps.update(json.loads(self._process.communicate(timeout=30)[0]))
+        finally:
+            self._process.kill()
+            self._process.wait()
 
 
-def _shop(client: redis.Redis, rng: random.Random, number: int, steps: Counter[str], is_over: threading.Event) -> None:
+def _shop(
+    client: redis.Redis, rng: random.Random, number: int, steps: Counter[str], is_over: Callable[[], bool]
+) -> None:
     reservations = Reservations(client)
     held: list[tuple[str, str]] = []
     serial = 0
-    while not is_over.is_set():
+    while not is_over():
         serial += 1
         name = f"s{number}-{serial}", rng.choice(PRODUCTS)
         try:
@@ -69,21 +76,26 @@ def _shop(client: redis.Redis, rng: random.Random, number: int, steps: Counter[s
 
 def _main(url: str, seed: str) -> None:
     steps: Counter[str] = Counter()
-    is_over = threading.Event()
+    is_stopped = threading.Event()
+    parent = os.getppid()
+
+    def is_over() -> bool:
+        return is_stopped.is_set() or os.getppid() != parent  # a test that was killed cannot stop this
+
     client = redis.Redis.from_url(url, protocol=2)
     for product_id in PRODUCTS:
         Inventory(client).stock(product_id, STOCKED)
     worker = Worker(Servers.of(client, Settings()).shards[0], Log().logger())
 
     def expire() -> None:
-        while not is_over.is_set():
+        while not is_over():
             steps["expired"] += worker.tick().expired
 
     threads = [
         threading.Thread(target=_shop, args=(client, random.Random(int(seed)), int(seed), steps, is_over)),
         threading.Thread(target=expire),
     ]
-    signal.signal(signal.SIGTERM, lambda *_: is_over.set())
+    signal.signal(signal.SIGTERM, lambda *_: is_stopped.set())
     for thread in threads:
         thread.start()
     for thread in threads:
