@@ -72,6 +72,8 @@ class Lateness(RuleBasedStateMachine):
     def _subscribe(self) -> None:
         self.channel: Any = self.client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self.channel.subscribe(self.shop.keys.ticks, self.shop.keys.wake)
+        for _ in range(2):
+            self.channel.get_message()  # that it is subscribed
         self.worker.on_wake(b"")  # as the listener does
 
     def _worker(self, name: str, lag_ms: int = 0, **chosen: Any) -> Worker:  # noqa: ANN401  # settings

@@ -70,9 +70,15 @@ def location(settings: Settings) -> str:
 
 
 def describe(error: Exception, settings: Settings) -> str:
-    """Return what an error says, of which server, and the remedy if one is known; without any secret."""
-    text, help_ = message(error, settings), remedy(error, settings)
-    return f"{text.removesuffix('.')}; {help_}" if help_ else text
+    """Return what an error says, of which server, and the remedy if one is known; without any secret, never empty.
+
+    It raises nothing: the handlers that keep a worker going depend on it.
+    """
+    try:
+        text, help_ = message(error, settings), remedy(error, settings)
+    except Exception:  # noqa: BLE001  # the last line of defense needs nothing
+        return type(error).__name__
+    return f"{text.removesuffix('.')}; {help_}" if help_ else text or type(error).__name__
 
 
 def message(error: Exception, settings: Settings) -> str:

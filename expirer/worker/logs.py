@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -30,7 +29,7 @@ class _Writer:
 
 def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringBoundLogger:
     """Return a logger that writes to the stream, standard error unless told otherwise."""
-    stream = stream or sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # closed at the start
+    stream = stream or sys.stderr
     console = settings.log_format == "console" or (settings.log_format == "auto" and stream.isatty())
     renderers: list[Processor] = (
         # Ids are strangers' input: repr keeps escape sequences from the terminal.

@@ -71,7 +71,7 @@ class ShardMetrics:
         """Count a batch that failed, and keep what it said."""
         self.errors[type(error).__name__] += 1
         self.failures += 1
-        self.why = why or type(error).__name__
+        self.why = why
 
 
 def why_not_alive(shards: Sequence[ShardMetrics]) -> str:

@@ -20,6 +20,8 @@ _CHECK_S = 2.0
 _SILENCE_S = 10.0
 """Then the server is asked whether it is still there: one that vanished closes no connection."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
+_LASTING = 2
+"""Failures in a row that are logged: a single one may be a restart of Redis."""
 
 
 class WakeListener:
@@ -53,18 +55,15 @@ class WakeListener:
         failures = 0
         while not self._stopped.is_set():
             worker = self._workers[failures % len(self._workers)]
-            was_well = False
             try:
                 self._listen(worker)
             except Exception as error:  # noqa: BLE001  # the workers go on without messages
-                was_well, self.trouble = not self.trouble, _explained(error, worker)
-            failures = 1 if was_well else failures + 1
-            if failures == 2:  # noqa: PLR2004  # the first failure may be a restart of Redis
-                self._log.warning(
-                    "wake_unavailable", message=self.trouble, advice="units may come back an interval late"
-                )
-            if not was_well:
-                self._stopped.wait(min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(failures, 10)))
+                failures = failures + 1 if self.trouble else 1
+                self.trouble = describe(error, worker.shard.settings)
+            if failures == _LASTING:
+                advice = "units may come back an interval late"
+                self._log.warning("wake_unavailable", message=self.trouble, advice=advice)
+            self._stopped.wait(min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(failures, 10)))
 
     def _listen(self, worker: Worker) -> None:
         """Listen beside a worker until its connection fails, or leads elsewhere."""
@@ -95,10 +94,3 @@ class WakeListener:
                 self.trouble = ""
                 self._log.debug("wake_available")
             self._handlers[channel](b"")  # makes up for what was published while nobody listened
-
-
-def _explained(error: Exception, worker: Worker) -> str:
-    try:
-        return describe(error, worker.shard.settings) or type(error).__name__
-    except Exception:  # noqa: BLE001  # the listener outlives every error
-        return type(error).__name__

@@ -149,7 +149,7 @@ class Worker:
             if math.isfinite(told_now) and math.isfinite(expires_at):
                 # Both clocks may be wrong; the sooner look costs nothing but a look.
                 at = min(self._due_at(expires_at), now + self._wait_s(expires_at, told_now))
-        self.alarm.sooner(at + self._jitter_s() if self._is_standby else at)
+        self.alarm.sooner(at + _jittered(self._resolution_s) if self._is_standby else at)
 
     def on_tick(self, message: bytes) -> None:
         """Take note of another worker's tick: `<token> <number> <first ExpiresAt or nothing> <overdue> <worker>`.
@@ -169,7 +169,7 @@ class Worker:
         self._is_standby = True
         now, due_at = time.monotonic(), math.inf if first is None else self._due_at(first)
         is_left = not left and due_at <= now - self._resolution_s / 2  # the other worker has a longer grace
-        self.alarm.later(self._jitter_s() + (now if is_left else max(due_at, now + self._resolution_s)))
+        self.alarm.later(_jittered(self._resolution_s) + (now if is_left else max(due_at, now + self._resolution_s)))
 
     def _sleep(self) -> None:
         while not self.alarm.is_stopped:
@@ -190,11 +190,8 @@ class Worker:
         if not self.metrics.failures:
             self._failed_at = time.monotonic()
         delay_s = min(self._interval_s, _LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(self.metrics.failures, 10))
-        delay_s *= random.uniform(0.5, 1)  # noqa: S311  # jitter, so that a fleet does not return as one
-        try:
-            message = describe(error, self.shard.settings)
-        except Exception:  # noqa: BLE001  # this is the last line of defense: it needs nothing
-            message = ""
+        delay_s = _jittered(delay_s)
+        message = describe(error, self.shard.settings)
         self.metrics.count_error(error, message)
         with suppress(Exception):
             self._events.log_error(error, message, delay_s)
@@ -223,10 +220,6 @@ class Worker:
     def _wait_s(self, expires_at: float, now: float) -> float:
         return (expires_at + self._grace_ms + _AFTER_MS - now) / 1000
 
-    def _jitter_s(self) -> float:
-        """Return a random wait: half of it gives the leader time to tick, the whole is what its death may cost."""
-        return self._resolution_s * random.uniform(0.5, 1)  # noqa: S311  # jitter
-
     def _compare_settings(self) -> None:
         """Compare this worker's settings with those of the others, once an interval."""
         if self._mark is None or time.monotonic() < self._compared_at + self._interval_s:
@@ -239,3 +232,8 @@ class Worker:
             texts: Any = client.hgetall(keys.about)
             live = [id_ for id_, last in ticks if self.shard.is_live(last, now)]
             self._events.log_disagreements(about.disagreements(about.parse(texts.get(id_, b"")) for id_ in live))
+
+
+def _jittered(seconds: float) -> float:
+    """Return a half of it to the whole, at random, so that a fleet does not act as one."""
+    return seconds * random.uniform(0.5, 1)  # noqa: S311  # no secret
