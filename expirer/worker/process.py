@@ -40,11 +40,11 @@ def run(settings: Settings) -> int:
     id_ = new_id()
     log = log.bind(worker=id_)
     workers = _workers(servers, log, id_)
-    log_start(log, settings, servers.shards[0].keys)
-    threading.Thread(target=_warn_of_hosts, args=(servers, settings, log), daemon=True).start()
     listener = WakeListener(workers, log)
     if settings.http_port:
         _serve(settings, [worker.metrics for worker in workers], listener, log, id_)
+    log_start(log, settings, servers.shards[0].keys)
+    threading.Thread(target=_warn_of_hosts, args=(servers, settings, log), daemon=True).start()
     listener.start()
     crashes: list[Worker] = []
 
