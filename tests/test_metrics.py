@@ -162,7 +162,7 @@ def test_the_furthest_clock_shows(client: redis.Redis) -> None:
     now = shard.now()
     for id_, skew_ms, last_tick in (("a", 30, now), ("b", -9000, now), ("c", 99_000, now - 10**8)):
         client.zadd(shard.keys.workers, {id_: last_tick})
-        client.hset(shard.keys.about, id_, describe(settings, skew_ms))
+        client.hset(shard.keys.about, id_, f"{describe(settings)} skew_ms={skew_ms}")
 
     read = read_figures(servers.shards)
     assert (-9000, 2) == (read.skew_ms, len(read.shards[0].workers))

@@ -14,18 +14,17 @@ MUST_AGREE = ("grace_ms", "retention_ms", "unit_ms", "layout")
 """What all workers of an inventory need alike; else one expires what another still waits for."""
 
 
-def describe(settings: Settings, skew_ms: int | None = None) -> str:
-    """Return `name=value` words: the version, the clock skew in ms if it is known, and what must agree."""
+def describe(settings: Settings) -> str:
+    """Return `name=value` words: the version, and what must agree; a worker adds `skew_ms` once it knows it."""
     retention_ms = "forever" if settings.retention is None else to_ms(settings.retention)
     words = {
         "version": __version__,
-        "skew_ms": skew_ms,
         "grace_ms": to_ms(settings.grace),
         "retention_ms": retention_ms,
         "unit_ms": settings.unit_ms,
         "layout": settings.layout_digest,
     }
-    return " ".join(f"{name}={value}" for name, value in words.items() if value is not None)
+    return " ".join(f"{name}={value}" for name, value in words.items())
 
 
 def parse(about: bytes) -> dict[str, str]:

@@ -61,7 +61,8 @@ class Expiry:
         self._script = scripts.load("expire")
         self._watch = ("WATCH", keys.control), ("HMGET", keys.control, *control.FIELDS)
         self._keys = keys.index, keys.events, keys.quarantine, keys.stats, keys.workers, keys.about
-        self._token = secrets.token_hex(8)
+        self._constants = _constants(shard, worker)
+        self._about = about.describe(settings)
         self._skew_ms: int | None = None
         self._max_jump_ms = to_ms(settings.max_clock_jump) if self._now_ms is None else 0
         self._believed: tuple[float, float, float] | None = None
@@ -183,34 +184,11 @@ class Expiry:
     def _arguments(
         self, batch_size: int, limits: tuple[object, ...] = ("", 0, 0, 0), *, is_dry_run: bool = False
     ) -> tuple[Any, ...]:
-        settings, keys = self._shard.settings, self._shard.keys
-        return (
-            batch_size,
-            to_ms(settings.grace),
-            "" if self._now_ms is None else self._now_ms(),
-            *limits,
-            int(is_dry_run),
-            -1 if settings.retention is None else to_ms(settings.retention),
-            settings.events_maxlen,
-            self._worker,
-            settings.unit_ms,
-            keys.reservation_prefix,
-            keys.stock_prefix,
-            settings.field_order_id,
-            settings.field_product_id,
-            settings.field_quantity,
-            settings.field_status,
-            settings.field_expires_at,
-            settings.field_available,
-            settings.field_reserved,
-            settings.status_active,
-            settings.status_expired,
-            keys.ticks,
-            about.describe(settings, self._skew_ms),
-            self._token,
-            max(_LEAST_SAVED_MS, to_ms(settings.resolution)),
-            *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
-        )
+        now = "" if self._now_ms is None else self._now_ms()
+        skew = "" if self._skew_ms is None else f" skew_ms={self._skew_ms}"
+        grace_ms = to_ms(self._shard.settings.grace)
+        before, after = self._constants
+        return (batch_size, grace_ms, now, *limits, int(is_dry_run), *before, f"{self._about}{skew}", *after)
 
     def _batch(self, reply: Reply, pause: Pause | None, sent_at: float) -> Batch:
         next_expires_at = int(reply[1]) if reply[1] else None
@@ -246,3 +224,32 @@ class Expiry:
             return self._now_ms()
         seconds, microseconds = pipeline.ask(connection, ("TIME",))
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _constants(shard: Shard, worker: str) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Return the script's arguments that never change: those before what the worker says of itself, and those after."""
+    settings, keys = shard.settings, shard.keys
+    before = (
+        -1 if settings.retention is None else to_ms(settings.retention),
+        settings.events_maxlen,
+        worker,
+        settings.unit_ms,
+        keys.reservation_prefix,
+        keys.stock_prefix,
+        settings.field_order_id,
+        settings.field_product_id,
+        settings.field_quantity,
+        settings.field_status,
+        settings.field_expires_at,
+        settings.field_available,
+        settings.field_reserved,
+        settings.status_active,
+        settings.status_expired,
+        keys.ticks,
+    )
+    after = (
+        secrets.token_hex(8),
+        max(_LEAST_SAVED_MS, to_ms(settings.resolution)),
+        *(word.encode().lower() for word in settings.status_ended),  # as Lua does: ASCII letters only
+    )
+    return before, after
