@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from expirer.config.settings import ConfigurationError
+from expirer.contract.keys import ShardKeys
 from expirer.worker import http
 from expirer.worker.http import MOST_CONNECTIONS, MOST_HEAD_BYTES, Answer, HttpServer, Request
 from tests.conftest import Log
@@ -234,6 +235,8 @@ def test_no_crowd_disturbs_a_worker(own_server: RedisServer) -> None:
     ):
         program.wait_for("http_started")
         address = ("127.0.0.1", port)
+        keys = ShardKeys.of("inventory")
+        wait_until(lambda: redis.zcard(keys.workers) and redis.pubsub_numsub(keys.wake)[0][1])
         taken = len(list(Path(f"/proc/{program.pid}/fd").iterdir()))
         bytes_before = _resident_bytes(program.pid)
         for number in range(SEVERAL):

@@ -425,7 +425,7 @@ def test_no_failure_ends_a_watch(monkeypatch: pytest.MonkeyPatch, log: Log) -> N
     for failure, error in (
         (OverflowError("too much"), "OverflowError: too much"),
         (redis.ConnectionError("no hunter2"), "redis://redis:6379/0: no ***"),
-        (redis.TimeoutError(), "TimeoutError: redis://redis:6379/0"),
+        (redis.TimeoutError(), "redis://redis:6379/0: TimeoutError"),
     ):
         monkeypatch.setattr("expirer.operate.snapshot.Sampler.sample", _raising(failure))
         watch.read()

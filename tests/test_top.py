@@ -49,7 +49,7 @@ def test_no_failure_ends_the_watch() -> None:
     seen: SimpleQueue[Snapshot | str] = SimpleQueue()
     with pytest.raises(SystemExit):
         _watch(seen, Broken(), Settings())
-    assert [seen.get(), seen.get()] == ["OverflowError: too much", "TimeoutError: "]
+    assert [seen.get(), seen.get()] == ["OverflowError: too much", "TimeoutError"]
 
 
 class Terminal:

@@ -70,7 +70,7 @@ def location(settings: Settings) -> str:
 
 
 def describe(error: Exception, settings: Settings) -> str:
-    """Return what an error says, of which server, and the remedy if one is known; without any secret, never empty.
+    """Return what an error says, of which server, and the remedy if one is known; without any secret.
 
     It raises nothing: the handlers that keep a worker going depend on it.
     """
@@ -78,7 +78,7 @@ def describe(error: Exception, settings: Settings) -> str:
         text, help_ = message(error, settings), remedy(error, settings)
     except Exception:  # noqa: BLE001  # the last line of defense needs nothing
         return type(error).__name__
-    return f"{text.removesuffix('.')}; {help_}" if help_ else text or type(error).__name__
+    return f"{text.removesuffix('.')}; {help_}" if help_ else text
 
 
 def message(error: Exception, settings: Settings) -> str:
@@ -89,7 +89,7 @@ def message(error: Exception, settings: Settings) -> str:
     if _is_moving(error):
         return "the slot of this shard is being moved to another node; nothing was done"
     # A server without the command repeats what came with it, a password too, and cuts it.
-    text = scripts.explain(str(error)).partition(", with args beginning with")[0]
+    text = scripts.explain(str(error) or type(error).__name__).partition(", with args beginning with")[0]
     if in_pipeline := _IN_PIPELINE.fullmatch(text):
         # A missing right is said of the command that wants it.
         text = f"{in_pipeline[1]}: {in_pipeline[2]}" if lacks_right(error) else in_pipeline[2]

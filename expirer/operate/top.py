@@ -67,7 +67,7 @@ def _watch(seen: SimpleQueue[Snapshot | str], sampler: Sampler, settings: Settin
         try:
             seen.put(sampler.sample())
         except Exception as error:  # noqa: BLE001  # without this thread the last snapshot would pass for the present
-            name = "" if isinstance(error, (RedisError, OSError)) and str(error) else f"{type(error).__name__}: "
+            name = "" if isinstance(error, RedisError | OSError) else f"{type(error).__name__}: "
             seen.put(f"{name}{describe(error, settings)}")
         took_s = time.monotonic() - began_at
         # A snapshot of many shards takes long; then the server rests as long as it worked, up to a period.

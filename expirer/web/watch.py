@@ -92,8 +92,7 @@ class Watch:
             snapshot = self._sampler.sample()
             quarantine = read_quarantine(self._shards, snapshot.shards)
         except (RedisError, OSError) as error:
-            why = describe(error, settings)
-            self.reading = replace(before, error=why if str(error) else f"{type(error).__name__}: {why}")
+            self.reading = replace(before, error=describe(error, settings))
             if not before.error:
                 log.warning("cannot_read_redis", message=self.reading.error)
         except Exception as error:
