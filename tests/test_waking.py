@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -311,6 +312,29 @@ def test_another_workers_tick_is_as_good_as_ones_own(
     assert fake_time.waits[0] == 60.0
     assert 5.05 <= fake_time.waits[1] <= 5.101
     assert inventory.client.zcard(inventory.keys.workers) == 2
+
+
+def test_no_tick_of_others_puts_off_what_follows_a_conflict(
+    inventory: Inventory, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a conflict, and after the brake was pulled, a worker looks again whatever others publish meanwhile."""
+    worker = make_worker(brake_above=1)
+    publish = another(worker)
+
+    def conflict(_may_go_on: object) -> Iterator[Batch]:
+        raise redis.WatchError("the control key changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._expiry, "drain", conflict)
+        assert worker.tick().conflicts == 1
+    worker.on_tick(publish())
+    assert worker.alarm.moment < time.monotonic() + 1
+
+    inventory.overdue("mug", 2)
+    assert worker.tick().errors == 1
+    worker.on_tick(publish())
+    assert worker.alarm.moment < time.monotonic() + 1
+    inventory.assert_conserved({"mug": 2})
 
 
 def test_standbys_poll_all_the_same(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ class Worker:
             if batch.held in ("brake", "clock"):
                 self._expiry.pull_brake(self._events.log_brake(batch))
                 done = replace(done, errors=1)
-                self.alarm.end(began_at, earliest, math.inf)
+                self.alarm.end(earliest, earliest, earliest)
             else:
                 done = replace(done, paused=int(batch.pause is not None))
                 self._expiry_is_paced = batch.held == "rate"
@@ -131,7 +131,7 @@ class Worker:
             self.metrics.conflicts += 1
             self._events.log_conflict()
             done = replace(done, conflicts=1)
-            self.alarm.end(began_at, earliest, math.inf)
+            self.alarm.end(earliest, earliest, earliest)
         except Exception as error:  # noqa: BLE001  # the sidecar outlives every error, and logs it
             done = replace(done, errors=1)
             delay_s = self._report(error)
