@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from redis.exceptions import WatchError
 
 from expirer.config.settings import Settings
 from expirer.connection.connect import Servers
@@ -48,6 +49,7 @@ class Lateness(RuleBasedStateMachine):
         self.during_drain: list[Callable[[], None]] = []
         self.outage_ends_ms = 0.0
         self.paused_until_ms = 0.0
+        self.conflicts = 0
         clock = patch("expirer.worker.worker.time.monotonic", lambda: (self.now_ms - NOW) / 1000 + 1000)
         clock.start()
         self.stop_clock = clock.stop
@@ -60,6 +62,9 @@ class Lateness(RuleBasedStateMachine):
         drain = self.worker._expiry.drain
 
         def drain_with_events(may_go_on: Callable[[], bool]) -> Iterator[Batch]:
+            if self.conflicts:
+                self.conflicts -= 1
+                raise WatchError("the control key changed")
             for batch in drain(may_go_on):
                 while self.during_drain:
                     self.during_drain.pop()()
@@ -105,6 +110,7 @@ class Lateness(RuleBasedStateMachine):
             promised: float = expires_at + (2 * RESOLUTION_MS if is_told else INTERVAL_MS)
             if self.now_ms < self.paused_until_ms:
                 promised = max(promised, self.paused_until_ms + INTERVAL_MS)
+            promised += self.conflicts * RESOLUTION_MS
             self.deadlines[id_] = max(promised, self.outage_ends_ms + LONGEST_RETRY_MS)
         if is_told:
             self.client.publish(self.shop.keys.wake, f"{int(self.now_ms)} {expires_at}")
@@ -180,6 +186,12 @@ class Lateness(RuleBasedStateMachine):
         self.client.hset(self.shop.keys.control, mapping=fields)
         self.client.publish(self.shop.keys.wake, "1")
         self._deliver()
+
+    @rule()
+    def conflict(self) -> None:
+        """Somebody writes the control key during the next tick, which costs it a resolution."""
+        self.conflicts += 1
+        self.deadlines = {id_: deadline + RESOLUTION_MS for id_, deadline in self.deadlines.items()}
 
     @precondition(lambda self: self.server.connected)
     @rule(for_ms=st.integers(1, 20_000))

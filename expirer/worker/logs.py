@@ -48,9 +48,7 @@ def build_logger(settings: Settings, stream: TextIO | None = None) -> FilteringB
 
     def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         if "exception" in event:
-            event["exception"] = redact(
-                event["exception"], settings
-            )  # it ends with an error's message, whoever wrote it
+            event["exception"] = redact(event["exception"], settings)  # it ends with an error's message
         return event
 
     logger: FilteringBoundLogger = structlog.wrap_logger(
